@@ -1,0 +1,1 @@
+"""qconv: a plugin-based, quantizing model-format converter."""

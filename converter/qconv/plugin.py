@@ -1,0 +1,415 @@
+"""The public plugin API: hook specifications, the specs they yield, and what methods and backends must be.
+
+A plugin is a module named in the entry-point group ``qconv.plugins``. It implements any of the hooks in
+:class:`Hooks` with :data:`hookimpl` and yields frozen specs; the classes behind them load only when used::
+
+    from qconv.plugin import MethodSpec, hookimpl
+
+    @hookimpl
+    def qconv_methods():
+        yield MethodSpec(name="rtn", summary="round to nearest", api_version=1, load=_load)
+
+    def _load():
+        from ._rtn import Rtn
+        return Rtn
+
+This module needs the standard library and pluggy only, so that listing plugins stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
+
+import pluggy
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.grids import Grid
+    from qconv.tensors import QuantTensor
+
+__all__ = [
+    "API_VERSION",
+    "Action",
+    "ArtifactFinished",
+    "ArtifactReader",
+    "Backend",
+    "BackendSpec",
+    "CheckSpec",
+    "ConversionFailed",
+    "ConversionFinished",
+    "ConversionStarted",
+    "Dropped",
+    "Event",
+    "FilePlan",
+    "FormatSpec",
+    "Layout",
+    "MethodSpec",
+    "ModelInfo",
+    "OptionSpec",
+    "Place",
+    "PlanRequest",
+    "Rounder",
+    "RowOrder",
+    "TensorFinished",
+    "TensorInfo",
+    "TensorPlan",
+    "TensorPlans",
+    "hookimpl",
+    "hookspec",
+]
+
+#: The version of this API. A spec states the version it was written for; the host refuses others.
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker("qconv")
+hookimpl = pluggy.HookimplMarker("qconv")
+
+#: What happens to a tensor. ``fuse`` joins several sources into one; ``generate`` has no source.
+Action = Literal["quantize", "copy", "cast", "fuse", "generate"]
+
+
+# --- what a backend is told -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """A tensor of the source, without its values.
+
+    shape: outermost first, ``(out, in)`` for a linear weight
+    dtype: as stored: ``F32 F16 BF16 F64 I64 ...`` or a GGUF block type such as ``Q4_K``
+    nbytes: bytes on disk
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """How many values the tensor holds."""
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Everything about a source checkpoint but its weights.
+
+    kind: container of the source
+    name: short name, the directory's or file's stem; the base of artifact names
+    config: ``config.json`` (empty for a GGUF source)
+    files: small companion files by file name (``tokenizer.json``, ``generation_config.json``, ...)
+    metadata: the container's own key-value pairs; for GGUF :class:`qconv.checkpoint.GgufValue`
+    """
+
+    kind: Literal["safetensors", "gguf"]
+    name: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    files: Mapping[str, bytes]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What a backend plans from: the model, one of its formats, and the target's options."""
+
+    model: ModelInfo
+    format: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- what a backend answers -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOrder:
+    """Which source row each artifact row comes from.
+
+    label: for people, e.g. ``rotary halves interleaved, 9 heads``
+    index: the source row (counted over all sources, one after the other) of artifact row ``i``
+    """
+
+    label: str
+    index: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor of the artifact.
+
+    name: in the artifact
+    sources: source tensors, whose rows follow one another; empty when generated
+    shape: in the artifact, outermost first; all but the last dimension count as rows
+    storage: the format's name of the type, e.g. ``Q4_K`` or ``F32``
+    grid: where quantized values must land; None when not quantized
+    dtype: torch dtype name for float storage (``float32``); ``raw`` copies the source's bytes
+    reason: why this action and type, for people
+    fallback_from: the type the format would have used, had the shape allowed it
+    row_order: None keeps the rows as they come
+    values: row-major values of a generated tensor
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    action: Action
+    storage: str
+    grid: Grid | None = None
+    dtype: str | None = None
+    reason: str
+    fallback_from: str | None = None
+    row_order: RowOrder | None = None
+    values: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """A source tensor that the artifact rightly leaves out, and the rule that says so."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlans:
+    """The fate of the source tensors: the artifact's tensors in file order, and what is dropped.
+
+    A source tensor in neither is one the backend has no place for; the host makes it an error.
+    """
+
+    tensors: tuple[TensorPlan, ...]
+    dropped: tuple[Dropped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one encoded part of a tensor goes.
+
+    offset: from the start of the file
+    nbytes: exact size
+    row_nbytes: bytes of one row when rows lie one after the other, so that slabs of rows can be
+        written on their own; None when the part must be encoded whole
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    row_nbytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePlan:
+    """One file of the artifact: its path below the output directory, header and exact size.
+
+    Bytes that neither the header nor a place covers are zero.
+    """
+
+    path: str
+    header: bytes = field(repr=False)
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """All files of an artifact, and per tensor the places of the parts that ``encode`` returns."""
+
+    files: tuple[FilePlan, ...]
+    places: Mapping[str, tuple[Place, ...]]
+
+
+class ArtifactReader(Protocol):
+    """An artifact opened for reading, by a reader independent of the writer."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The artifact's tensors by artifact name."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Decode one tensor to float32, shape as in the artifact."""
+        ...
+
+
+class Backend(Protocol):
+    """Writes one family of formats. Pure functions: the host does all reading and writing.
+
+    Inputs are never modified. Equal inputs give equal bytes.
+    """
+
+    def plan_tensors(self, request: PlanRequest) -> TensorPlans:
+        """Decide every tensor's action and grid.
+
+        Raises:
+            Unsupported: the architecture or format cannot be written.
+        """
+        ...
+
+    def layout(self, request: PlanRequest, plans: TensorPlans) -> Layout:
+        """Lay out all files: header bytes, sizes, and where each tensor goes."""
+        ...
+
+    def encode(
+        self, plan: TensorPlan, value: QuantTensor | torch.Tensor
+    ) -> Sequence[bytes | memoryview]:
+        """Encode a tensor, or a slab of its rows, to one buffer per place.
+
+        value: rows x last dimension; a QuantTensor on ``plan.grid``, or a float tensor in
+            ``plan.dtype``, or uint8 rows as stored when ``plan.dtype`` is ``raw``
+        """
+        ...
+
+    def open(self, path: Path) -> ArtifactReader:
+        """Open an artifact with a reader that shares no code with the writer."""
+        ...
+
+
+class Rounder(Protocol):
+    """The step that ends a method chain: it chooses the codes."""
+
+    def quantize(
+        self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None
+    ) -> QuantTensor:
+        """Quantize ``weight`` onto ``grid``.
+
+        weight: (out, in) float32, any device; not modified
+        importance: (in,) float32, the diagonal of the input's Gram matrix
+        """
+        ...
+
+
+# --- what a plugin yields -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionSpec:
+    """An option of a target, written ``backend:format,name=value``. Empty choices allow any value."""
+
+    name: str
+    summary: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatSpec:
+    """A format of a backend. Case, ``_`` and ``-`` do not count: ``Q4_K_M`` is ``q4km``."""
+
+    name: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSpec:
+    """A backend a plugin offers; ``load`` imports and returns its class, called without arguments."""
+
+    name: str
+    summary: str
+    formats: tuple[FormatSpec, ...]
+    options: tuple[OptionSpec, ...] = ()
+    load: Callable[[], Callable[[], Backend]]
+    api_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """A method a plugin offers; ``load`` imports and returns its class, called without arguments.
+
+    streams: the rounder treats every row on its own, so the host may feed it slabs of rows
+    """
+
+    name: str
+    summary: str
+    streams: bool = False
+    load: Callable[[], Callable[[], Rounder]]
+    api_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSpec:
+    """A validator check a plugin offers."""
+
+    name: str
+    summary: str
+    load: Callable[[], Callable[..., Any]]
+    api_version: int
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionStarted:
+    """Work begins. weights and nbytes_out count all targets; resumed_nbytes is already on disk."""
+
+    source: str
+    targets: tuple[str, ...]
+    tensors: int
+    weights: int
+    nbytes_out: int
+    resumed_nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFinished:
+    """A tensor, or a slab of its rows, is on disk for one target. ``last``: the tensor is whole."""
+
+    target: str
+    tensor: str
+    weights: int
+    nbytes: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFinished:
+    """A target's files are whole, checked and under their final names."""
+
+    target: str
+    files: tuple[Path, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionFinished:
+    """All targets are done. seconds: wall time."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionFailed:
+    """The conversion stopped; nothing appeared under a final name."""
+
+    error: BaseException
+
+
+Event = Union[
+    ConversionStarted, TensorFinished, ArtifactFinished, ConversionFinished, ConversionFailed
+]
+
+
+class Hooks:
+    """The hooks. Registration hooks take no arguments and yield specs; order does not matter."""
+
+    @hookspec
+    def qconv_methods(self) -> Iterable[MethodSpec]:  # type: ignore[empty-body]
+        """Yield the methods this plugin offers."""
+
+    @hookspec
+    def qconv_backends(self) -> Iterable[BackendSpec]:  # type: ignore[empty-body]
+        """Yield the backends this plugin offers."""
+
+    @hookspec
+    def qconv_checks(self) -> Iterable[CheckSpec]:  # type: ignore[empty-body]
+        """Yield the validator checks this plugin offers."""
+
+    @hookspec
+    def qconv_event(self, event: Event) -> None:
+        """Observe what happens. What it raises is logged and never stops the work."""
