@@ -290,7 +290,7 @@ class Rounder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionSpec:
-    """An option of a target, written ``backend:format,name=value``. Empty choices allow any value."""
+    """An option of a target, written ``backend:format,name=value``; no choices: any value."""
 
     name: str
     summary: str
@@ -307,7 +307,7 @@ class FormatSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSpec:
-    """A backend a plugin offers; ``load`` imports and returns its class, called without arguments."""
+    """A backend a plugin offers; ``load`` imports and returns its class, called with nothing."""
 
     name: str
     summary: str
@@ -319,7 +319,7 @@ class BackendSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSpec:
-    """A method a plugin offers; ``load`` imports and returns its class, called without arguments.
+    """A method a plugin offers; ``load`` imports and returns its class, called with nothing.
 
     streams: the rounder treats every row on its own, so the host may feed it slabs of rows
     """
