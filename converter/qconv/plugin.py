@@ -1,7 +1,8 @@
-"""The public plugin API: hook specifications, the specs they yield, and what methods and backends must be.
+"""The public plugin API: the hooks, the specs they yield, what methods and backends must be.
 
-A plugin is a module named in the entry-point group ``qconv.plugins``. It implements any of the hooks in
-:class:`Hooks` with :data:`hookimpl` and yields frozen specs; the classes behind them load only when used::
+A plugin is a module named in the entry-point group ``qconv.plugins``. It implements any of the
+hooks in :class:`Hooks` with :data:`hookimpl` and yields frozen specs; the classes behind them load
+only when used::
 
     from qconv.plugin import MethodSpec, hookimpl
 
@@ -241,7 +242,7 @@ class ArtifactReader(Protocol):
 class Backend(Protocol):
     """Writes one family of formats. Pure functions: the host does all reading and writing.
 
-    Inputs are never modified. Equal inputs give equal bytes.
+    Inputs are never modified. Equal inputs give equal bytes. ``encode`` runs on several threads.
     """
 
     def plan_tensors(self, request: PlanRequest) -> TensorPlans:
@@ -272,7 +273,7 @@ class Backend(Protocol):
 
 
 class Rounder(Protocol):
-    """The step that ends a method chain: it chooses the codes."""
+    """The step that ends a method chain: it chooses the codes. Called from several threads."""
 
     def quantize(
         self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None

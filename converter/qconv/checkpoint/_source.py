@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from qconv.plugin import ModelInfo
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 class Checkpoint(Protocol):
     """An opened source: its description, and its rows on demand. A context manager.
 
-    "Rows" flatten all but the last dimension; a 1-D tensor is one row. Reading keeps no copy: pages
-    that were read are given back to the system, so resident memory stays at the rows in hand.
+    "Rows" flatten all but the last dimension; a 1-D tensor is one row. Reading keeps no copy:
+    pages that were read go back to the system, so resident memory stays at the rows in hand.
     """
 
     @property
@@ -50,7 +51,7 @@ class Checkpoint(Protocol):
         """Unmap the files."""
         ...
 
-    def __enter__(self) -> Checkpoint: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self,

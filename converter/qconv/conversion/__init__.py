@@ -1,1 +1,8 @@
-"""Placeholder until written: conversion."""
+"""From a plan to sealed artifacts: the pipeline, and the writer that fails whole."""
+
+from __future__ import annotations
+
+from qconv.conversion._artifact import Artifact, check_outputs
+from qconv.conversion._pipeline import Conversion, run
+
+__all__ = ["Artifact", "Conversion", "check_outputs", "run"]

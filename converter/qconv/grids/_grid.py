@@ -32,11 +32,12 @@ class ColumnGrid:
 class Grid(Protocol):
     """Values a weight may take, and the arithmetic to get there. Frozen; equal specs are equal grids.
 
-    All tensors live on the weight's device. Weights are ``(out, in)`` float32, importance is ``(in,)``
-    float32 (the diagonal of the Gram matrix of the input) or None for equal importance. Codes are one
-    byte each, ``(out, in)`` uint8 or int8. Parameters are named tensors whose first dimension is
-    ``out``, unless ``rows_independent`` is False. What the format rounds (float16 scales, 6-bit
-    sub-scales, integer zero-points) is rounded inside ``fit``. Inputs are never modified.
+    All tensors live on the weight's device. Weights are ``(out, in)`` float32, importance is
+    ``(in,)`` float32 (the diagonal of the Gram matrix of the input) or None for equal importance.
+    Codes are one byte each, ``(out, in)`` uint8 or int8. Parameters are named tensors whose first
+    dimension is ``out``, unless ``rows_independent`` is False. What the format rounds (float16
+    scales, 6-bit sub-scales, integer zero-points) is rounded inside ``fit``. Inputs are never
+    modified.
     """
 
     @property
@@ -50,7 +51,7 @@ class Grid(Protocol):
         ...
 
     def spec(self) -> Mapping[str, Any]:
-        """JSON-able description from which :func:`qconv.grids.grid_from_spec` builds an equal grid."""
+        """JSON-able; :func:`qconv.grids.grid_from_spec` builds an equal grid from it."""
         ...
 
     def columns(self, in_features: int) -> int:
@@ -58,7 +59,7 @@ class Grid(Protocol):
         ...
 
     def check_shape(self, shape: tuple[int, int], name: str = "weight") -> None:
-        """Raise UnsupportedGrid, naming ``name`` and sizes that work, if the shape does not suit."""
+        """Raise UnsupportedGrid, naming ``name`` and sizes that work, for an unfit shape."""
         ...
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:

@@ -1,0 +1,128 @@
+"""What a worker does with a slab: read it once, quantize once per grid, encode per target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qconv.conversion._journal import Slab
+from qconv.conversion._slabs import read_slab
+from qconv.errors import UnreadableInput, UnsupportedGrid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from qconv.checkpoint import Checkpoint
+    from qconv.conversion._slabs import Job
+    from qconv.grids import Grid
+    from qconv.plugin import Backend, Rounder, TensorPlan
+    from qconv.tensors import QuantTensor
+
+Encoded = list[tuple[int, Slab, "Sequence[bytes | memoryview]"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Shared by all threads; holds nothing of a slab.
+
+    backends: of each target
+    done: slabs each target has already
+    """
+
+    checkpoint: Checkpoint
+    rounder: Rounder
+    backends: Sequence[Backend]
+    done: Sequence[frozenset[Slab]]
+
+    def encode(self, job: Job, start: int, stop: int) -> Encoded:
+        """Encode rows ``start:stop`` for every target that lacks them.
+
+        Raises:
+            UnreadableInput: a value is NaN or infinite.
+            UnsupportedGrid: the values do not suit the grid or dtype.
+        """
+        rows = _Rows(checkpoint=self.checkpoint, job=job, start=start, stop=stop)
+        encoded: Encoded = []
+        for number, plan in job.uses:
+            slab = Slab(tensor=plan.name, start=start, stop=stop)
+            if slab not in self.done[number]:
+                value = self._value(rows, plan)
+                encoded.append((number, slab, self.backends[number].encode(plan, value)))
+        return encoded
+
+    def _value(self, rows: _Rows, plan: TensorPlan) -> torch.Tensor | QuantTensor:
+        if plan.dtype == "raw":
+            return rows.raw()
+        if plan.grid is None:
+            return _cast(rows, plan)
+        for grid, done in rows.quantized:
+            if grid == plan.grid:
+                return done
+        try:
+            result = self.rounder.quantize(rows.stored(plan).float(), plan.grid)
+        except UnsupportedGrid as error:
+            _refuse_non_finite(rows, plan)
+            raise UnsupportedGrid(f"tensor {plan.name!r}: {error}") from error
+        rows.quantized.append((plan.grid, result))
+        return result
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rows:
+    """The slab in hand: read when first asked for, kept for all targets."""
+
+    checkpoint: Checkpoint
+    job: Job
+    start: int
+    stop: int
+    quantized: list[tuple[Grid, QuantTensor]] = field(default_factory=list)
+    _stored: torch.Tensor | None = None
+
+    def raw(self) -> torch.Tensor:
+        return read_slab(self.job, self.start, self.stop, self.checkpoint.read_raw)
+
+    def stored(self, plan: TensorPlan) -> torch.Tensor:
+        if self._stored is None:
+            self._stored = self._generated(plan) if plan.values is not None else self._read()
+        return self._stored
+
+    def _read(self) -> torch.Tensor:
+        return read_slab(self.job, self.start, self.stop, self.checkpoint.read_rows)
+
+    def _generated(self, plan: TensorPlan) -> torch.Tensor:
+        import torch
+
+        whole = torch.tensor(plan.values, dtype=torch.float32)
+        return whole.reshape(self.job.rows, self.job.columns)[self.start : self.stop]
+
+
+def _cast(rows: _Rows, plan: TensorPlan) -> torch.Tensor:
+    import torch
+
+    stored = rows.stored(plan)
+    cast = stored.to(getattr(torch, str(plan.dtype)))
+    if not torch.isfinite(cast).all():
+        _refuse_non_finite(rows, plan)
+        largest = float(stored.abs().max())
+        raise UnsupportedGrid(
+            f"tensor {plan.name!r}: its largest magnitude {largest:g} does not fit {plan.dtype}; "
+            "choose a format with bfloat16 or float32 for it"
+        )
+    return cast
+
+
+def _refuse_non_finite(rows: _Rows, plan: TensorPlan) -> None:
+    """Say where the first NaN or infinity of the slab stands, if there is one."""
+    import torch
+
+    stored = rows.stored(plan)
+    bad = torch.nonzero(~torch.isfinite(stored.float()))
+    if len(bad):
+        row, column = (int(at) for at in bad[0])
+        raise UnreadableInput(
+            f"tensor {plan.name!r} (from {', '.join(plan.sources)}): row {rows.start + row}, "
+            f"column {column} is {float(stored[row, column])}; a weight must be finite: the checkpoint is "
+            "damaged, download it again (qconv inspect lists every such tensor)"
+        )

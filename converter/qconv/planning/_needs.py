@@ -1,0 +1,103 @@
+"""What a plan needs of the machine: disk to the byte, memory as a bound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qconv.errors import NotEnoughResources
+from qconv.planning._borders import matrix_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from qconv.plugin import TensorPlan
+
+#: Weights in one slab of rows: large enough to hide the cost of a task, small enough to stay in
+#: tens of megabytes (16 MiB as float32).
+SLAB_WEIGHTS = 1 << 22
+
+#: Bytes a weight takes while it is worked on: as read (4 at most), float32, codes, the encoded form
+#: and one temporary of the same size as the float32 slab.
+BYTES_IN_WORK = 16
+
+#: Resident size of Python with torch, numba and their compiled kernels before any weight is read;
+#: measured at 330 to 360 MB on Linux x86-64.
+BASE_NBYTES = 380_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the conversion needs.
+
+    disk_nbytes: bytes of all artifacts
+    ram_nbytes: upper estimate of the process's resident memory
+    slab_weights: weights worked on at a time by each thread
+    """
+
+    disk_nbytes: int
+    ram_nbytes: int
+    slab_weights: int
+
+
+def default_threads() -> int:
+    """As many workers as this process may use cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def estimate_needs(
+    tensors: Iterable[tuple[TensorPlan, bool]],
+    disk_nbytes: int,
+    header_nbytes: int,
+    threads: int,
+    max_ram: int | None,
+) -> Needs:
+    """Bound memory: every thread holds one slab, plus what all targets encode of it.
+
+    tensors: each tensor's plan and whether its rows may be worked on in slabs
+    max_ram: bytes the process may take; the slab shrinks to fit
+
+    Raises:
+        NotEnoughResources: the smallest slab does not fit ``max_ram``.
+    """
+    fixed = BASE_NBYTES + 2 * header_nbytes
+    largest = smallest = 1
+    for plan, in_slabs in tensors:
+        rows, columns = matrix_shape(plan.shape)
+        largest = max(largest, rows * columns)
+        smallest = max(smallest, columns if in_slabs else rows * columns)
+    slab = SLAB_WEIGHTS
+    if max_ram is not None:
+        room = (max_ram - fixed) // (threads * BYTES_IN_WORK)
+        if room < smallest:
+            least = fixed + threads * BYTES_IN_WORK * smallest
+            raise NotEnoughResources(
+                f"max_ram {max_ram} bytes: this conversion needs at least {least} bytes with "
+                f"{threads} threads; raise --max-ram or lower --threads"
+            )
+        slab = min(slab, room)
+    at_work = max(smallest, min(slab, largest))
+    ram = fixed + threads * BYTES_IN_WORK * at_work
+    return Needs(disk_nbytes=disk_nbytes, ram_nbytes=ram, slab_weights=slab)
+
+
+def check_disk(out: Path, nbytes: int) -> None:
+    """Refuse to start when the file system of ``out`` lacks ``nbytes`` of free space.
+
+    Raises:
+        NotEnoughResources: says how many bytes are missing.
+    """
+    place = out
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise NotEnoughResources(
+            f"output directory {str(out)!r}: the artifacts need {nbytes} more bytes, but only "
+            f"{free} are free; free {nbytes - free} bytes or choose another disk with --out"
+        )

@@ -1,0 +1,279 @@
+"""The plan itself: what each target writes, made from answers of backends that were checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qconv.errors import GateFailed, UnreadableInput
+from qconv.planning._accounting import refuse_unused, unused_tensors
+from qconv.planning._borders import check_layout, check_plans
+from qconv.planning._needs import Needs, estimate_needs
+from qconv.plugin import PlanRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from qconv.plugin import Backend, Layout, ModelInfo, TensorPlan, TensorPlans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetPlan:
+    """Everything one target will write.
+
+    label: the target's canonical name, ``gguf:q4_k_m``
+    unused: source tensors left out because the caller allowed it
+    """
+
+    label: str
+    backend: Backend
+    request: PlanRequest
+    tensors: TensorPlans
+    layout: Layout
+    unused: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.nbytes for file in self.layout.files)
+
+    @property
+    def weights(self) -> int:
+        """Values in all tensors of the artifact."""
+        return sum(_numel(plan.shape) for plan in self.tensors.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data per value, over all tensors; headers do not count."""
+        nbytes = sum(tensor_nbytes(self.layout, plan.name) for plan in self.tensors.tensors)
+        return 8 * nbytes / max(1, self.weights)
+
+    @property
+    def fallbacks(self) -> tuple[TensorPlan, ...]:
+        """Tensors stored in another type than the format asks for, because of their shape."""
+        return tuple(plan for plan in self.tensors.tensors if plan.fallback_from)
+
+    @property
+    def fallback_share(self) -> float:
+        """Share of the artifact's values that fallbacks touch, 0 to 1."""
+        return sum(_numel(plan.shape) for plan in self.fallbacks) / max(1, self.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """The target as JSON-able data (``schemas/plan.schema.json``)."""
+        return {
+            "target": self.label,
+            "options": dict(self.request.options),
+            "files": [{"path": file.path, "nbytes": file.nbytes} for file in self.layout.files],
+            "nbytes": self.nbytes,
+            "weights": self.weights,
+            "bits_per_weight": self.bits_per_weight,
+            "fallback_share": self.fallback_share,
+            "tensors": list(self._rows()),
+        }
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for plan in self.tensors.tensors:
+            yield {
+                "name": plan.name,
+                "sources": list(plan.sources),
+                "shape": list(plan.shape),
+                "action": plan.action,
+                "type": plan.storage,
+                "reason": plan.reason,
+                "fallback_from": plan.fallback_from,
+                "row_order": plan.row_order.label if plan.row_order else None,
+                "nbytes": tensor_nbytes(self.layout, plan.name),
+            }
+        for name, reason in self.left_out():
+            yield {
+                "name": None,
+                "sources": [name],
+                "shape": list(self.request.model.tensors[name].shape),
+                "action": "drop",
+                "type": None,
+                "reason": reason,
+                "fallback_from": None,
+                "row_order": None,
+                "nbytes": 0,
+            }
+
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Source tensors that are not in the artifact, each with its reason."""
+        dropped = [(drop.name, drop.reason) for drop in self.tensors.dropped]
+        allowed = [(name, "no place in this format; left out as allowed") for name in self.unused]
+        return (*dropped, *allowed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A whole conversion before its first byte.
+
+    source: the checkpoint's path
+    method: the method chain, ``rtn``
+    streams: the method treats every row on its own, so tensors flow in slabs of rows
+    warnings: what the user should know, from the source and from the plan
+    threads: workers the plan's memory estimate counts on
+    """
+
+    source: Path
+    out: Path
+    model: ModelInfo
+    method: str
+    streams: bool
+    targets: tuple[TargetPlan, ...]
+    needs: Needs
+    warnings: tuple[str, ...]
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-able data (``schemas/plan.schema.json``)."""
+        tensors = self.model.tensors.values()
+        return {
+            "source": {
+                "path": str(self.source),
+                "kind": self.model.kind,
+                "name": self.model.name,
+                "tensors": len(self.model.tensors),
+                "weights": sum(info.numel for info in tensors),
+                "nbytes": sum(info.nbytes for info in tensors),
+            },
+            "method": self.method,
+            "out": str(self.out),
+            "needs": {
+                "disk_nbytes": self.needs.disk_nbytes,
+                "ram_nbytes": self.needs.ram_nbytes,
+                "threads": self.threads,
+            },
+            "warnings": list(self.warnings),
+            "targets": [target.to_json() for target in self.targets],
+        }
+
+
+def tensor_nbytes(layout: Layout, name: str) -> int:
+    """Bytes a tensor takes in the artifact, over all its parts."""
+    return sum(place.nbytes for place in layout.places[name])
+
+
+def build_plan(
+    *,
+    source: Path,
+    out: Path,
+    model: ModelInfo,
+    method: str,
+    streams: bool,
+    targets: Sequence[tuple[str, Backend, str, Mapping[str, str]]],
+    allow_unused: bool,
+    threads: int,
+    max_ram: int | None,
+    warnings: Sequence[str],
+) -> Plan:
+    """Ask every backend for its plan, check the answers, and add up what they need.
+
+    targets: label, backend, format and options of each target
+    streams: the method treats every row on its own
+
+    Raises:
+        UnreadableInput: the source holds no tensors.
+        UnusedTensors: a source tensor has no place and ``allow_unused`` is False.
+        BrokenPlugin: a backend's answer breaks its contract.
+        NotEnoughResources: ``max_ram`` is too small.
+    """
+    if not model.tensors:
+        raise UnreadableInput(
+            f"{str(source)!r} holds no tensors: an empty model cannot be converted; "
+            "check that the download is complete"
+        )
+    planned = tuple(
+        _plan_target(label, backend, PlanRequest(model=model, format=form, options=options),
+                     allow_unused=allow_unused)
+        for label, backend, form, options in targets
+    )  # fmt: skip
+    needs = estimate_needs(
+        [
+            (plan, streams and rows_stand_alone(target.layout, plan))
+            for target in planned
+            for plan in target.tensors.tensors
+        ],
+        sum(target.nbytes for target in planned),
+        sum(len(file.header) for target in planned for file in target.layout.files),
+        threads,
+        max_ram,
+    )
+    return Plan(
+        source=source,
+        out=out,
+        model=model,
+        method=method,
+        streams=streams,
+        targets=planned,
+        needs=needs,
+        warnings=(*warnings, *_plan_warnings(planned)),
+        threads=threads,
+    )
+
+
+def _plan_target(
+    label: str, backend: Backend, request: PlanRequest, *, allow_unused: bool
+) -> TargetPlan:
+    tensors = backend.plan_tensors(request)
+    unused = unused_tensors(label, request.model, tensors)
+    if not allow_unused:
+        refuse_unused(label, unused)
+    check_plans(label, request.model, tensors)
+    layout = backend.layout(request, tensors)
+    check_layout(label, tensors, layout)
+    return TargetPlan(
+        label=label,
+        backend=backend,
+        request=request,
+        tensors=tensors,
+        layout=layout,
+        unused=unused,
+    )
+
+
+def rows_stand_alone(layout: Layout, plan: TensorPlan) -> bool:
+    """Whether rows can be quantized, encoded and written apart from one another."""
+    placed = all(place.row_nbytes is not None for place in layout.places[plan.name])
+    return placed and (plan.grid is None or plan.grid.rows_independent)
+
+
+def _plan_warnings(targets: Sequence[TargetPlan]) -> Iterator[str]:
+    for target in targets:
+        if target.fallbacks:
+            yield (
+                f"{target.label}: {target.fallback_share:.1%} of the weights fall back to another "
+                f"type because of their shape; {target.bits_per_weight:.2f} bits per weight in all "
+                "(qconv plan lists them; --max-fallback turns this into an error)"
+            )
+        if target.unused:
+            yield f"{target.label}: {len(target.unused)} source tensors left out (--allow-unused)"
+
+
+def check_fallbacks(plan: Plan, limit: float | None) -> None:
+    """Refuse a plan in which fallbacks touch more than ``limit`` (0 to 1) of a target's values.
+
+    Raises:
+        GateFailed: names the target, the share and the first tensors.
+    """
+    if limit is None:
+        return
+    for target in plan.targets:
+        if target.fallback_share > limit:
+            some = ", ".join(
+                f"{plan.name} ({plan.fallback_from} to {plan.storage})"
+                for plan in target.fallbacks[:3]
+            )
+            raise GateFailed(
+                f"{target.label}: {target.fallback_share:.1%} of the weights fall back to another "
+                f"type, more than the {limit:.1%} allowed: {some}, ...; choose a format whose "
+                "block size divides the rows, or raise --max-fallback"
+            )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
