@@ -1,0 +1,11 @@
+"""Finds plugins, keeps broken ones from breaking the rest, and turns names into what they offer.
+
+Listing plugins imports the plugin modules only; what they offer loads when it is asked for.
+"""
+
+from ._host import Host, load_plugins
+from ._names import normalise
+from ._records import PluginRecord
+from ._targets import Target
+
+__all__ = ["Host", "PluginRecord", "Target", "load_plugins", "normalise"]

@@ -1,0 +1,117 @@
+"""Reads targets as people write them: ``gguf:q4km,search=ggml``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qconv.errors import UsageError
+
+from ._names import closest, did_you_mean, listing, normalise
+
+if TYPE_CHECKING:
+    from qconv.plugin import BackendSpec, OptionSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A format of a backend, by its own spelling, and the options given for it."""
+
+    backend: BackendSpec
+    format: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """``backend:format``, e.g. ``gguf:q4_k_m``."""
+        return f"{self.backend.name}:{self.format}"
+
+
+def split_target(text: str) -> tuple[str, str, tuple[str, ...]]:
+    """Backend, format (empty when there is no colon) and options of a target as written."""
+    head, *options = text.split(",")
+    backend, _, format_name = head.partition(":")
+    return backend.strip(), format_name.strip(), tuple(options)
+
+
+def make_target(text: str, spec: BackendSpec, backends: Iterable[BackendSpec]) -> Target:
+    """The target that ``text`` means, ``spec`` being the backend it names.
+
+    backends: all of them, for suggestions
+
+    Raises:
+        UsageError: no such format or option; it names those that exist.
+    """
+    _, wanted, options = split_target(text)
+    formats = {normalise(item.name): item.name for item in spec.formats}
+    if not wanted:
+        raise UsageError(
+            f"target '{text}' names no format; {spec.name} offers: {listing(formats.values())} "
+            f"(write e.g. {spec.name}:{spec.formats[0].name})"
+        )
+    if normalise(wanted) not in formats:
+        raise UsageError(unknown_target(text, backends, within=spec))
+    return Target(
+        backend=spec,
+        format=formats[normalise(wanted)],
+        options=_read_options(text, spec, options),
+    )
+
+
+def unknown_target(
+    text: str, backends: Iterable[BackendSpec], within: BackendSpec | None = None
+) -> str:
+    """The message for a target that does not exist, with what was probably meant.
+
+    within: the backend whose format is unknown; None when the backend itself is
+    """
+    head = text.split(",", maxsplit=1)[0].strip()
+    backends = tuple(backends)
+    offering = backends if within is None else (within,)
+    labels = [f"{spec.name}:{item.name}" for spec in offering for item in spec.formats]
+    bare = [label for label in labels if normalise(label.partition(":")[2]) == normalise(head)]
+    match = bare[0] if bare else closest(head, labels)
+    if match:
+        return f"unknown target '{head}'; did you mean {match}?"
+    if within is not None:
+        known = listing(item.name for item in within.formats)
+        return f"unknown target '{head}'; {within.name} offers: {known}"
+    return f"unknown target '{head}'; backends: {listing(spec.name for spec in backends)}"
+
+
+def _read_options(text: str, spec: BackendSpec, written: Iterable[str]) -> dict[str, str]:
+    known = {normalise(option.name): option for option in spec.options}
+    options: dict[str, str] = {}
+    for item in written:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value):
+            raise UsageError(
+                f"target '{text}': '{item.strip()}' is not an option; write name=value, "
+                "with a comma before each"
+            )
+        option = known.get(normalise(name))
+        if option is None:
+            names = [item.name for item in spec.options]
+            raise UsageError(
+                f"target '{text}': {spec.name} has no option '{name}'{did_you_mean(name, names)} "
+                f"(options: {listing(names)})"
+            )
+        if option.name in options:
+            raise UsageError(
+                f"target '{text}': option '{option.name}' is given twice; give it once"
+            )
+        options[option.name] = _check_choice(text, option, value)
+    return options
+
+
+def _check_choice(text: str, option: OptionSpec, value: str) -> str:
+    if not option.choices:
+        return value
+    choices = {normalise(choice): choice for choice in option.choices}
+    if normalise(value) not in choices:
+        raise UsageError(
+            f"target '{text}': option '{option.name}' cannot be '{value}'"
+            f"{did_you_mean(value, option.choices)} (choices: {listing(option.choices)})"
+        )
+    return choices[normalise(value)]
