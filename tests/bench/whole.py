@@ -1,0 +1,175 @@
+"""The whole command on a checkpoint of about 1.17 billion random weights, against llama.cpp's tools.
+
+    python tests/bench/whole.py
+    python tests/bench/whole.py --convert convert_hf_to_gguf.py --python PYTHON --quantize llama-quantize
+
+Prints wall seconds, CPU seconds and peak memory of each command, and qconv's as ratios of the sum
+of llama.cpp's two. The peers run only when their paths are given: they live in their own
+environment. Every command runs once unmeasured first, so that all find their files cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, VOCAB = 2048, 16, 32, 8, 8192, 49152
+TOKENIZER = Path(__file__).parents[2] / ".models" / "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one command took. peak_mb: largest resident set, in units of 10^6 bytes."""
+
+    wall: float
+    cpu: float
+    peak_mb: float
+
+
+def make_checkpoint(out: Path) -> None:
+    """Random bfloat16 Llama weights in two shards with a real tokenizer."""
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).mul_(0.02).to(torch.bfloat16)
+
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (KV_HEADS * 64, HIDDEN),
+        "self_attn.v_proj": (KV_HEADS * 64, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (FFN, HIDDEN),
+        "mlp.up_proj": (FFN, HIDDEN),
+        "mlp.down_proj": (HIDDEN, FFN),
+    }
+    shards: list[dict[str, torch.Tensor]] = [
+        {"model.embed_tokens.weight": weight(VOCAB, HIDDEN)},
+        {"model.norm.weight": torch.ones(HIDDEN), "lm_head.weight": weight(VOCAB, HIDDEN)},
+    ]
+    for layer in range(LAYERS):
+        shard = shards[layer * 2 // LAYERS]
+        for name, shape in shapes.items():
+            shard[f"model.layers.{layer}.{name}.weight"] = weight(*shape)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shard[f"model.layers.{layer}.{norm}.weight"] = torch.ones(HIDDEN)
+    index = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, out / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(shard, name)
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
+    _write_companions(out)
+
+
+def _write_companions(out: Path) -> None:
+    config = json.loads((TOKENIZER / "config.json").read_text())
+    config |= {
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "intermediate_size": FFN,
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": False,
+    }
+    (out / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(TOKENIZER / name, out / name)
+
+
+def measure(command: list[str]) -> Figures:
+    """Run a command to its end; the kernel's own accounting of that process."""
+    began = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said = child.stderr.read() if child.stderr else b""
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.monotonic() - began
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(command)} failed:\n{said.decode()[-2000:]}")
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    cpu = usage.ru_utime + usage.ru_stime
+    return Figures(wall=wall, cpu=cpu, peak_mb=usage.ru_maxrss * scale / 1e6)
+
+
+def commands(options: argparse.Namespace, work: Path) -> dict[str, list[list[str]]]:
+    """Each contender's commands, one after the other."""
+    model, float16 = work / "random-1b", work / "f16.gguf"
+    threads = str(options.threads)
+    all_commands = {
+        "qconv": [[
+            str(Path(sys.executable).parent / "qconv"), str(model), "--to", "gguf:q4_k_m",
+            "--out", str(work / "qconv"), "--force", "--quiet", "--threads", threads,
+        ]],
+    }  # fmt: skip
+    if options.convert and options.quantize:
+        all_commands["llama.cpp"] = [
+            [options.python, options.convert, str(model), "--outtype", "f16",
+             "--outfile", str(float16)],
+            [options.quantize, str(float16), str(work / "peer.gguf"), "Q4_K_M", threads],
+        ]  # fmt: skip
+    return all_commands
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--convert", help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
+    parser.add_argument("--quantize", help="llama.cpp's llama-quantize")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "random-1b").mkdir()
+        make_checkpoint(work / "random-1b")
+        report(run_all(commands(options, work), options.runs), as_json=options.json)
+
+
+def run_all(contenders: dict[str, list[list[str]]], runs: int) -> dict[str, Figures]:
+    """Contenders in turn, ``runs`` times after one unmeasured round; the median run of each."""
+    taken: dict[str, list[Figures]] = {name: [] for name in contenders}
+    for number in range(runs + 1):
+        for name, steps in contenders.items():
+            parts = [measure(step) for step in steps]
+            total = Figures(
+                wall=sum(part.wall for part in parts),
+                cpu=sum(part.cpu for part in parts),
+                peak_mb=max(part.peak_mb for part in parts),
+            )
+            if number:
+                taken[name].append(total)
+    return {
+        name: sorted(figures, key=lambda figure: figure.wall)[len(figures) // 2]
+        for name, figures in taken.items()
+    }
+
+
+def report(figures: dict[str, Figures], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
+        return
+    for name, figure in figures.items():
+        print(f"{name:10} wall {figure.wall:6.1f} s   CPU {figure.cpu:6.1f} s   "
+              f"peak {figure.peak_mb:5.0f} MB")  # fmt: skip
+    if "llama.cpp" in figures:
+        ours, theirs = figures["qconv"], figures["llama.cpp"]
+        print(f"qconv / llama.cpp: wall {ours.wall / theirs.wall:.3f}, "
+              f"CPU {ours.cpu / theirs.cpu:.3f}, peak {ours.peak_mb / theirs.peak_mb:.3f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Load GGUF files in a real llama.cpp and print what it writes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qconv_gguf import Gguf
+
+PROMPT = (
+    "<|im_start|>user\nWhat is the capital of France, and what is it known for?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    for path in parser.parse_args().files:
+        with Gguf().runtime(path) as engine:
+            print(f"\n{path.name}, as llama.cpp runs it:\n  {engine.generate(PROMPT, 48).strip()}")
+
+
+if __name__ == "__main__":
+    main()
