@@ -92,7 +92,7 @@ def _convert(
         source = checkpoint.fingerprint()
         writers: list[ArtifactWriter] = []
         for target in plan.targets:
-            fingerprint = _fingerprint(source, plan.method, target)
+            fingerprint = _fingerprint(source, plan, target)
             writer = ArtifactWriter(plan.out, target, fingerprint, resume=resume)
             writers.append(stack.enter_context(writer))
         worker = Worker(
@@ -183,10 +183,13 @@ def _started(plan: Plan, writers: Sequence[ArtifactWriter]) -> ConversionStarted
     )
 
 
-def _fingerprint(source: str, method: str, target: TargetPlan) -> str:
-    """What must be equal for a partial artifact to be gone on with: every byte depends on it."""
+def _fingerprint(source: str, plan: Plan, target: TargetPlan) -> str:
+    """What must be equal for a partial artifact to be gone on with.
+
+    The bytes depend on all of it but the slabs' size, by which the journal tells slabs apart.
+    """
     sha256 = hashlib.sha256()
-    facts = [__version__, source, method, target.to_json()]
+    facts = [__version__, source, plan.method, plan.needs.slab_weights, target.to_json()]
     sha256.update(json.dumps(facts, sort_keys=True).encode())
     for file in target.layout.files:
         sha256.update(file.header)

@@ -123,6 +123,6 @@ def _refuse_non_finite(rows: _Rows, plan: TensorPlan) -> None:
         row, column = (int(at) for at in bad[0])
         raise UnreadableInput(
             f"tensor {plan.name!r} (from {', '.join(plan.sources)}): row {rows.start + row}, "
-            f"column {column} is {float(stored[row, column])}; a weight must be finite: the checkpoint is "
-            "damaged, download it again (qconv inspect lists every such tensor)"
+            f"column {column} is {float(stored[row, column])}; a weight must be finite: the "
+            "checkpoint is damaged, download it again (qconv inspect lists every such tensor)"
         )
