@@ -12,7 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qconv.conversion._digest import RunningDigest, read_back
 from qconv.conversion._journal import Journal, Slab, digest_of, read_journal
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from qconv.conversion._json import ArtifactJson
     from qconv.planning import TargetPlan
     from qconv.plugin import FilePlan, Place
 
@@ -50,7 +51,7 @@ class Artifact:
     bits_per_weight: float
     fallback_share: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ArtifactJson:
         """The artifact as JSON-able data (``schemas/conversion.schema.json``)."""
         return {
             "target": self.target,

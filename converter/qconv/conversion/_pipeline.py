@@ -13,7 +13,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qconv._version import __version__
 from qconv.conversion._artifact import ArtifactWriter, partial_nbytes
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._artifact import Artifact
+    from qconv.conversion._json import ConversionJson
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded
     from qconv.planning import Plan, TargetPlan
@@ -52,7 +53,7 @@ class Conversion:
     artifacts: tuple[Artifact, ...]
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ConversionJson:
         """The result as JSON-able data (``schemas/conversion.schema.json``)."""
         return {
             "source": str(self.plan.source),

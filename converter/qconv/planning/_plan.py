@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qconv.errors import GateFailed, UnreadableInput
 from qconv.planning._accounting import refuse_unused, unused_tensors
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from qconv.planning._json import PlanJson, TargetJson, TensorJson
     from qconv.plugin import Backend, Layout, ModelInfo, TensorPlan, TensorPlans
 
 
@@ -59,7 +60,7 @@ class TargetPlan:
         """Share of the artifact's values that fallbacks touch, 0 to 1."""
         return sum(_numel(plan.shape) for plan in self.fallbacks) / max(1, self.weights)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> TargetJson:
         """The target as JSON-able data (``schemas/plan.schema.json``)."""
         return {
             "target": self.label,
@@ -72,7 +73,7 @@ class TargetPlan:
             "tensors": list(self._rows()),
         }
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _rows(self) -> Iterator[TensorJson]:
         for plan in self.tensors.tensors:
             yield {
                 "name": plan.name,
@@ -126,7 +127,7 @@ class Plan:
     warnings: tuple[str, ...]
     threads: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PlanJson:
         """The plan as JSON-able data (``schemas/plan.schema.json``)."""
         tensors = self.model.tensors.values()
         return {

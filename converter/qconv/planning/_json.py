@@ -1,0 +1,77 @@
+"""What ``Plan.to_json`` gives, typed; ``schemas/plan.schema.json`` is generated from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+
+class SourceJson(TypedDict):
+    """The checkpoint. weights: values in all tensors; nbytes: bytes of their data."""
+
+    path: str
+    kind: Literal["safetensors", "gguf"]
+    name: str
+    tensors: int
+    weights: int
+    nbytes: int
+
+
+class NeedsJson(TypedDict):
+    """What the conversion needs of the machine."""
+
+    disk_nbytes: int
+    ram_nbytes: int
+    threads: int
+
+
+class FileJson(TypedDict):
+    """A file to be written, its path below the output directory and its exact size."""
+
+    path: str
+    nbytes: int
+
+
+class TensorJson(TypedDict):
+    """The fate of one tensor.
+
+    name: in the artifact; null for a dropped source tensor
+    type: storage type in the artifact, e.g. ``Q4_K``; null for a dropped one
+    fallback_from: the type the format asks for, had the shape allowed it
+    row_order: how the rows are rearranged, for people
+    """
+
+    name: str | None
+    sources: list[str]
+    shape: list[int]
+    action: Literal["quantize", "copy", "cast", "fuse", "generate", "drop"]
+    type: str | None
+    reason: str
+    fallback_from: str | None
+    row_order: str | None
+    nbytes: int
+
+
+class TargetJson(TypedDict):
+    """Everything one target will write. fallback_share: share of values, 0 to 1."""
+
+    target: str
+    options: dict[str, str]
+    files: list[FileJson]
+    nbytes: int
+    weights: int
+    bits_per_weight: float
+    fallback_share: float
+    tensors: list[TensorJson]
+
+
+class PlanJson(TypedDict):
+    """A whole plan."""
+
+    source: SourceJson
+    method: str
+    out: str
+    needs: NeedsJson
+    warnings: list[str]
+    targets: list[TargetJson]
