@@ -30,7 +30,7 @@ class Checkpoint(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Hex digest that changes when the source's files change (names, sizes, mtimes, headers)."""
+        """Hex digest that changes when the source's files change (name, size, mtime, header)."""
         ...
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
