@@ -1,1 +1,5 @@
-"""Placeholder until written: cli."""
+"""The command line: parse, call the Python API, print."""
+
+from ._run import main
+
+__all__ = ["main"]

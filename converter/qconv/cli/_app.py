@@ -1,0 +1,83 @@
+"""The command tree: which command is which function, and what ``qconv --help`` says."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qconv._version import __version__
+
+from ._output import write_line
+from .convert import convert
+from .inspect import inspect
+from .plan import plan
+from .plugins import plugins
+
+#: ``\\b`` keeps the lines of a paragraph of help as they are.
+_EPILOG = """\b
+Examples:
+  qconv models/smollm2 --to gguf:q4_k_m -o out
+  qconv plan models/smollm2 --to gguf:q4_k_m
+  qconv plugins
+
+'qconv MODEL ...' is short for 'qconv convert MODEL ...'."""
+
+
+def build_app() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(
+        name="qconv",
+        add_completion=False,
+        rich_markup_mode=None,  # plain help answers in half the time
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        subcommand_metavar="COMMAND [ARGS]...",
+    )
+    app.callback(epilog=_EPILOG)(_root)
+    app.command("convert", epilog=_CONVERT, short_help="Write artifacts.")(convert)
+    app.command("plan", epilog=_PLAN, short_help="Show what would be written.")(plan)
+    app.command("inspect", epilog=_INSPECT, short_help="Show what a file holds.")(inspect)
+    app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and formats.")(
+        plugins
+    )
+    return app
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer's way to call
+    if wanted:
+        write_line(f"qconv {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Quantize a model checkpoint into files that real runtimes load."""
+
+
+_CONVERT = """\b
+Examples:
+  qconv models/smollm2 --to gguf:q4_k_m -o out
+  qconv model.safetensors --to gguf:q8_0 --to gguf:q4_k_m --max-ram 8GiB
+  qconv models/smollm2 --to gguf:q4_k_m --search ggml --json"""
+
+_PLAN = """\b
+Examples:
+  qconv plan models/smollm2 --to gguf:q4_k_m
+  qconv plan models/smollm2 --to gguf:q4_k_m --tensors
+  qconv plan models/smollm2 --to gguf:q4_k_m --json"""
+
+_INSPECT = """\b
+Examples:
+  qconv inspect models/smollm2
+  qconv inspect out/smollm2-Q4_K_M.gguf --no-values"""
+
+_PLUGINS = """\b
+Examples:
+  qconv plugins
+  QCONV_DISABLE_PLUGINS='*' qconv plugins"""

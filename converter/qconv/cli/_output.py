@@ -1,0 +1,101 @@
+"""Where the command line writes: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Columns of a table that goes to a file or pipe: nothing is folded or cut there.
+_UNBOUNDED = 10_000
+
+
+@contextlib.contextmanager
+def results_only() -> Iterator[None]:
+    """Send what libraries print while they work to stderr: stdout is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def write_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of this command."""
+    print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201 - the result
+
+
+def write_line(line: str) -> None:
+    """Print one line of a result."""
+    print(printable(line))  # noqa: T201 - the result
+
+
+def say(line: str) -> None:
+    """Tell the user something that is not the result."""
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201 - messages are for people
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Tell the user what they should know."""
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters escaped, so that names in a file cannot steer the terminal.
+
+    Line feeds stay: messages have them.
+    """
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def console(file: TextIO) -> Console:
+    """A console that prints text as it is: no markup, no emoji, no highlighting."""
+    from rich.console import Console
+
+    width = None if file.isatty() else _UNBOUNDED
+    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
+
+
+class StderrHandler(logging.Handler):
+    """Shows log records as messages. Finds stderr when it writes: a progress bar may wrap it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """Show qconv's own log on stderr."""
+    logger, handler = logging.getLogger("qconv"), StderrHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def tolerate_any_text() -> None:
+    """Escape what the terminal's encoding lacks instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def abandon_stdout() -> None:
+    """Point stdout at nothing, so that Python's own flush at exit stays quiet."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,64 @@
+"""``qconv convert``: write artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _options as given
+from ._output import results_only, warn, write_json
+from ._sizes import parse_share, parse_size
+
+
+def convert(
+    *,
+    model: given.Model,
+    to: given.To,
+    out: given.Out = Path(),
+    method: given.Method = "rtn",
+    search: given.SearchOption = given.Search.default,
+    max_fallback: given.MaxFallback = None,
+    allow_unused: given.AllowUnused = False,
+    force: given.Force = False,
+    threads: given.Threads = None,
+    max_ram: given.MaxRam = None,
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", help="Start over, even if an earlier run left a part.")
+    ] = False,
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
+) -> None:
+    """Convert a checkpoint, all targets in one read of its weights.
+
+    Nothing appears under its final name before it is whole; what is interrupted resumes.
+    """
+    import qconv
+
+    from ._progress import Progress
+
+    share = None if max_fallback is None else parse_share(max_fallback, "--max-fallback")
+    nbytes = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    with results_only(), Progress(quiet=quiet) as progress:
+        conversion = qconv.convert(
+            model,
+            to,
+            out=out,
+            method=method,
+            force=force,
+            max_fallback=share,
+            allow_unused=allow_unused,
+            search=search.value,
+            threads=threads,
+            max_ram=nbytes,
+            resume=not no_resume,
+            observer=progress,
+        )
+    warn(conversion.plan.warnings)
+    if as_json:
+        return write_json(conversion.to_json())
+    from ._render import render_conversion
+
+    return render_conversion(conversion)

@@ -1,0 +1,36 @@
+"""``qconv inspect``: tell what a checkpoint or artifact holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _options as given  # noqa: TC001 - Typer reads the annotations
+from ._output import results_only, warn, write_json
+
+
+def inspect(
+    *,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", show_default=False, help="Checkpoint or artifact.")
+    ],
+    no_values: Annotated[
+        bool, typer.Option("--no-values", help="Read no weights, only what describes them.")
+    ] = False,
+    tensors: given.Tensors = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
+) -> None:
+    """Show a checkpoint or artifact: its tensors, their types, and what is wrong with them."""
+    import qconv
+
+    with results_only():
+        inspection = qconv.inspect(path, values=not no_values)
+    warn(inspection.warnings)
+    if as_json:
+        return write_json(inspection.to_json())
+    from ._render import render_inspection
+
+    return render_inspection(inspection, every_tensor=tensors)

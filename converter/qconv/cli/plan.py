@@ -1,0 +1,50 @@
+"""``qconv plan``: tell completely what a conversion would do, and write nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from . import _options as given
+from ._output import results_only, warn, write_json
+from ._sizes import parse_share, parse_size
+
+
+def plan(
+    *,
+    model: given.Model,
+    to: given.To,
+    out: given.Out = Path(),
+    method: given.Method = "rtn",
+    search: given.SearchOption = given.Search.default,
+    max_fallback: given.MaxFallback = None,
+    allow_unused: given.AllowUnused = False,
+    force: given.Force = False,
+    threads: given.Threads = None,
+    max_ram: given.MaxRam = None,
+    tensors: given.Tensors = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
+) -> None:
+    """Show what a conversion would do: every tensor, file, byte and fallback. Writes nothing."""
+    import qconv
+
+    share = None if max_fallback is None else parse_share(max_fallback, "--max-fallback")
+    nbytes = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    with results_only():
+        made = qconv.plan(
+            model,
+            to,
+            out=out,
+            method=method,
+            force=force,
+            max_fallback=share,
+            allow_unused=allow_unused,
+            search=search.value,
+            threads=threads,
+            max_ram=nbytes,
+        )
+    warn(made.warnings)
+    if as_json:
+        return write_json(made.to_json())
+    from ._render import render_plan
+
+    return render_plan(made, every_tensor=tensors)
