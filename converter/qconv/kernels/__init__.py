@@ -1,1 +1,1 @@
-"""Placeholder until written: kernels."""
+"""The hot loops: numba on the CPU, torch elsewhere. Nothing here is public; nothing is imported early."""

@@ -1,0 +1,344 @@
+"""The scale searches of llama.cpp's quantizers, in its arithmetic, for 64 blocks side by side.
+
+Source of the algorithms: https://github.com/ggml-org/llama.cpp, ``ggml/src/ggml-quants.c``. Bytes agree
+with it because every lane (one block) does the same float32 operations in the same order: sums run
+left to right over a block, no multiply-add is fused, and products associate as C does. Lanes are
+independent, so the compiler may use whatever vector width there is.
+
+Tiles are ``(n, LANES)`` float32: value ``i`` of block ``k`` at ``[first + i, k]``. Scratch rows live in
+one array of constant shape, which is what lets LLVM prove that rows do not overlap.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+LANES = 64
+
+ZERO = np.float32(0)
+ONE = np.float32(1)
+#: Below this a block counts as all zero (ggml-quants.c: GROUP_MAX_EPS).
+TINY = np.float32(1e-15)
+
+# 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits. Beyond 2^22 the result is
+# meaningless, and llama.cpp's files depend on that meaningless result, so it is kept.
+_MAGIC = np.float32(12582912)
+_MANTISSA = np.int32(0x007FFFFF)
+_MIDDLE = np.int32(0x00400000)
+_NO_LIMIT = np.int32(-0x80000000)
+_BYTE = np.int32(0xFF)
+_ALL_BITS = np.int32(-1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def nearest(value):
+    """The nearest int32 of a float32, ties to even; defined garbage beyond 2^22."""
+    return np.int32(np.int32(np.float32(value + _MAGIC).view(np.int32) & _MANTISSA) - _MIDDLE)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def level(value, lowest, highest):
+    """``nearest`` clamped to an int32 range."""
+    code = nearest(value)
+    code = highest if code > highest else code
+    return lowest if code < lowest else code
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def affine_search(
+    x, w, first, n, highest, begin, step, steps, absolute, scale, minimum, codes
+):
+    """Scale and minimum for ``scale * code + minimum``; starts from the range, then refits.
+
+    x, w: tiles, w being the weight of each squared (``absolute``: plain) error
+    highest: int32, codes are 0..highest
+    begin, step, steps: candidate s divides the range by ``highest + begin + step * s``
+    scale, minimum: (LANES,) float32, written; minimum is negated, so it is not negative
+    codes: tile of uint8, written
+    """
+    LO, HI, SW, SX, BEST, INV, SL, SLL, SXL, S, M, ERR, SCALE, INV0, LO0, FLAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    t = np.empty((16, LANES), np.float32)
+    level_of = np.empty((32, LANES), np.float32)
+    none = np.int32(0)
+    top = np.float32(highest)
+
+    for k in range(LANES):
+        v = x[first, k]
+        t[LO, k] = v
+        t[HI, k] = v
+        t[SW, k] = w[first, k]
+        t[SX, k] = w[first, k] * v
+    for i in range(1, n):
+        for k in range(LANES):
+            v = x[first + i, k]
+            g = w[first + i, k]
+            t[LO, k] = v if v < t[LO, k] else t[LO, k]
+            t[HI, k] = v if v > t[HI, k] else t[HI, k]
+            t[SW, k] += g
+            t[SX, k] += g * v
+    for k in range(LANES):
+        lo = t[LO, k]
+        lo = ZERO if lo > ZERO else lo
+        flat = t[HI, k] == lo
+        inverse = top / (t[HI, k] - lo)
+        t[LO, k] = lo
+        t[LO0, k] = lo
+        # A flat lane keeps scale 0 and error 0, which no candidate beats.
+        t[FLAT, k] = ONE if flat else ZERO
+        t[INV, k] = ZERO if flat else inverse
+        t[INV0, k] = t[INV, k]
+        t[SCALE, k] = ZERO if flat else ONE / inverse
+        t[BEST, k] = ZERO
+    for i in range(n):
+        for k in range(LANES):
+            v = x[first + i, k]
+            c = np.float32(level(t[INV, k] * (v - t[LO, k]), none, highest))
+            d = t[SCALE, k] * c + t[LO, k] - v
+            t[BEST, k] += w[first + i, k] * (abs(d) if absolute else d * d)
+
+    for s in range(steps + 1):
+        divisor = np.float32(np.float32(begin + np.float32(step * np.float32(s))) + top)
+        for k in range(LANES):
+            t[INV, k] = divisor / (t[HI, k] - t[LO, k])
+            t[SL, k] = ZERO
+            t[SLL, k] = ZERO
+            t[SXL, k] = ZERO
+            t[ERR, k] = ZERO
+        for i in range(n):
+            for k in range(LANES):
+                v = x[first + i, k]
+                c = np.float32(level(t[INV, k] * (v - t[LO, k]), none, highest))
+                level_of[i, k] = c
+                wc = w[first + i, k] * c
+                t[SL, k] += wc
+                t[SLL, k] += wc * c
+                t[SXL, k] += wc * v
+        for k in range(LANES):
+            det = t[SW, k] * t[SLL, k] - t[SL, k] * t[SL, k]
+            fit = (t[SW, k] * t[SXL, k] - t[SX, k] * t[SL, k]) / det
+            low = (t[SLL, k] * t[SX, k] - t[SL, k] * t[SXL, k]) / det
+            above = low > ZERO
+            t[S, k] = t[SXL, k] / t[SLL, k] if above else fit
+            t[M, k] = ZERO if above else low
+            # A singular fit cannot win: its error is worse than any.
+            t[ERR, k] = ZERO if det > ZERO else np.float32(np.inf)
+        for i in range(n):
+            for k in range(LANES):
+                d = t[S, k] * level_of[i, k] + t[M, k] - x[first + i, k]
+                t[ERR, k] += w[first + i, k] * (abs(d) if absolute else d * d)
+        for k in range(LANES):
+            better = (t[ERR, k] < t[BEST, k]) & (t[FLAT, k] == ZERO)
+            t[BEST, k] = t[ERR, k] if better else t[BEST, k]
+            t[SCALE, k] = t[S, k] if better else t[SCALE, k]
+            t[INV0, k] = t[INV, k] if better else t[INV0, k]
+            t[LO0, k] = t[LO, k] if better else t[LO0, k]
+            t[LO, k] = t[M, k] if better else t[LO, k]
+
+    for i in range(n):
+        for k in range(LANES):
+            codes[first + i, k] = level(t[INV0, k] * (x[first + i, k] - t[LO0, k]), none, highest)
+    for k in range(LANES):
+        scale[k] = t[SCALE, k]
+        minimum[k] = -t[LO, k]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _peak(x, first, n, t, MAX, AMAX):
+    """Write each lane's value of largest magnitude (the first of equals) and that magnitude."""
+    for k in range(LANES):
+        t[MAX, k] = ZERO
+        t[AMAX, k] = ZERO
+    for i in range(n):
+        for k in range(LANES):
+            v = x[first + i, k]
+            bigger = abs(v) > t[AMAX, k]
+            t[AMAX, k] = abs(v) if bigger else t[AMAX, k]
+            t[MAX, k] = v if bigger else t[MAX, k]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def symmetric_search(x, w, first, n, half, scale, codes):
+    """Scale for ``scale * (code - half)``, trying 19 ways to map the peak.
+
+    half: int32, codes are 0..2 * half - 1; an all-zero block gets scale 0 and codes 0
+    scale: (LANES,) float32, written
+    codes: tile of uint8, written
+    """
+    MAX, AMAX, INV, INV0, SXL, SLL, SCALE, BEST = 0, 1, 2, 3, 4, 5, 6, 7
+    t = np.empty((8, LANES), np.float32)
+    lowest = np.int32(-half)
+    highest = np.int32(half - np.int32(1))
+    top = np.float32(half)
+    _peak(x, first, n, t, MAX, AMAX)
+
+    for attempt in range(19):
+        # The plain mapping comes first, then -9..9 tenths of a step around it.
+        tenths = attempt - 10 if attempt <= 9 else attempt - 9
+        divisor = top
+        if attempt > 0:
+            divisor = np.float32(top + np.float32(np.float32(0.1) * np.float32(tenths)))
+        for k in range(LANES):
+            t[INV, k] = -divisor / t[MAX, k]
+            t[SXL, k] = ZERO
+            t[SLL, k] = ZERO
+        for i in range(n):
+            for k in range(LANES):
+                v = x[first + i, k]
+                g = w[first + i, k]
+                c = np.float32(level(t[INV, k] * v, lowest, highest))
+                t[SXL, k] += g * v * c
+                t[SLL, k] += g * c * c
+        if attempt == 0:
+            for k in range(LANES):
+                t[SCALE, k] = t[SXL, k] / t[SLL, k] if t[SLL, k] != ZERO else ZERO
+                t[BEST, k] = t[SCALE, k] * t[SXL, k]
+                t[INV0, k] = t[INV, k]
+        else:
+            for k in range(LANES):
+                sxl = t[SXL, k]
+                sll = t[SLL, k]
+                better = (sll > ZERO) & (sxl * sxl > t[BEST, k] * sll)
+                fit = sxl / sll
+                t[SCALE, k] = fit if better else t[SCALE, k]
+                t[BEST, k] = fit * sxl if better else t[BEST, k]
+                t[INV0, k] = t[INV, k] if better else t[INV0, k]
+
+    for i in range(n):
+        for k in range(LANES):
+            code = np.int32(level(t[INV0, k] * x[first + i, k], lowest, highest) + half)
+            codes[first + i, k] = np.int32(0) if t[AMAX, k] < TINY else code
+    for k in range(LANES):
+        scale[k] = ZERO if t[AMAX, k] < TINY else t[SCALE, k]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _descend(x, w, first, n, t, level_of, SXL, SLL, lowest, highest, kept_bits, before):
+    """At most five sweeps that move single codes while the fit improves.
+
+    kept_bits: int32 mask of what a stored code keeps (llama.cpp stores some in a byte)
+    before: whether the sum of squares must be positive without the code, or with the new one
+    """
+    NX, NL, CODE, MOVED = 0, 1, 2, 3
+    u = np.empty((4, LANES), np.float32)
+    for _ in range(5):
+        for k in range(LANES):
+            u[MOVED, k] = ZERO
+        for i in range(n):
+            for k in range(LANES):
+                v = x[first + i, k]
+                g = w[first + i, k]
+                old = level_of[i, k]
+                sxl = t[SXL, k] - g * v * old
+                sll = t[SLL, k] - g * old * old
+                code = level(v * sll / sxl, lowest, highest)
+                c = np.float32(code)
+                open_ = (sxl > ZERO) & (c != old) & ((sll > ZERO) | (not before))
+                sxl += g * v * c
+                sll += g * c * c
+                better = sxl * sxl * t[SLL, k] > t[SXL, k] * t[SXL, k] * sll
+                move = open_ & better & ((sll > ZERO) | before)
+                u[NX, k] = sxl if move else t[SXL, k]
+                u[NL, k] = sll if move else t[SLL, k]
+                u[CODE, k] = np.float32(np.int32(code & kept_bits)) if move else old
+                u[MOVED, k] = ONE if move else u[MOVED, k]
+            for k in range(LANES):
+                t[SXL, k] = u[NX, k]
+                t[SLL, k] = u[NL, k]
+                level_of[i, k] = u[CODE, k]
+        moved = False
+        for k in range(LANES):
+            moved |= u[MOVED, k] != ZERO
+        if not moved:  # a lane that did not move in one sweep never moves again
+            break
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def descent_search(x, w, first, n, half, scale, codes):
+    """Scale for ``scale * (code - half)`` by moving single codes; w must be the squares of x."""
+    MAX, AMAX, INV, SXL, SLL = 0, 1, 2, 3, 4
+    t = np.empty((5, LANES), np.float32)
+    level_of = np.empty((32, LANES), np.float32)
+    lowest = np.int32(-half)
+    highest = np.int32(half - np.int32(1))
+    _peak(x, first, n, t, MAX, AMAX)
+    for k in range(LANES):
+        t[INV, k] = np.float32(lowest) / t[MAX, k]
+        t[SXL, k] = ZERO
+        t[SLL, k] = ZERO
+    for i in range(n):
+        for k in range(LANES):
+            v = x[first + i, k]
+            g = w[first + i, k]
+            c = np.float32(level(t[INV, k] * v, lowest, highest))
+            level_of[i, k] = c
+            t[SXL, k] += g * v * c
+            t[SLL, k] += g * c * c
+    _descend(x, w, first, n, t, level_of, SXL, SLL, lowest, highest, _ALL_BITS, False)
+    for i in range(n):
+        for k in range(LANES):
+            code = np.int32(np.int32(level_of[i, k]) + half)
+            codes[first + i, k] = np.int32(0) if t[AMAX, k] < TINY else code
+    for k in range(LANES):
+        fit = t[SXL, k] / t[SLL, k] if t[SLL, k] > ZERO else ZERO
+        scale[k] = ZERO if t[AMAX, k] < TINY else fit
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def positive_search(x, w, n, highest, scale, codes):
+    """Scale for ``scale * code`` of values that are not negative: the sub-scales of a super-block.
+
+    highest: int32, codes are 0..highest; codes are kept in a byte, wrapped, as llama.cpp does
+    scale: (LANES,) float32, written
+    codes: tile of int32, written
+    """
+    MAX, INV, SXL, SLL, BEST, ERR, TRY = 0, 1, 2, 3, 4, 5, 6
+    t = np.empty((7, LANES), np.float32)
+    level_of = np.empty((16, LANES), np.float32)
+    top = np.float32(highest)
+    for k in range(LANES):
+        t[MAX, k] = ZERO
+        t[BEST, k] = ZERO
+        t[SXL, k] = ZERO
+        t[SLL, k] = ZERO
+    for i in range(n):
+        for k in range(LANES):
+            t[MAX, k] = x[i, k] if x[i, k] > t[MAX, k] else t[MAX, k]
+    for k in range(LANES):
+        t[INV, k] = top / t[MAX, k]
+    for i in range(n):
+        for k in range(LANES):
+            c = np.float32(np.int32(nearest(t[INV, k] * x[i, k]) & _BYTE))
+            d = x[i, k] - (ONE / t[INV, k]) * c
+            t[BEST, k] += w[i, k] * d * d
+    for s in range(-4, 5):
+        if s == 0:
+            continue
+        divisor = np.float32(np.float32(np.float32(0.1) * np.float32(s)) + top)
+        for k in range(LANES):
+            t[TRY, k] = divisor / t[MAX, k]
+            t[ERR, k] = ZERO
+        for i in range(n):
+            for k in range(LANES):
+                c = np.float32(level(t[TRY, k] * x[i, k], _NO_LIMIT, highest))
+                d = x[i, k] - (ONE / t[TRY, k]) * c
+                t[ERR, k] += w[i, k] * d * d
+        for k in range(LANES):
+            better = t[ERR, k] < t[BEST, k]
+            t[BEST, k] = t[ERR, k] if better else t[BEST, k]
+            t[INV, k] = t[TRY, k] if better else t[INV, k]
+    for i in range(n):
+        for k in range(LANES):
+            code = level(t[INV, k] * x[i, k], _NO_LIMIT, highest)
+            c = np.float32(code)
+            level_of[i, k] = np.float32(np.int32(code & _BYTE))
+            t[SXL, k] += w[i, k] * x[i, k] * c
+            t[SLL, k] += w[i, k] * c * c
+    _descend(x, w, 0, n, t, level_of, SXL, SLL, _NO_LIMIT, highest, _BYTE, True)
+    for i in range(n):
+        for k in range(LANES):
+            code = np.int32(level_of[i, k])
+            codes[i, k] = np.int32(0) if t[MAX, k] < TINY else code
+    for k in range(LANES):
+        fit = t[SXL, k] / t[SLL, k] if t[SLL, k] > ZERO else ZERO
+        scale[k] = ZERO if t[MAX, k] < TINY else fit
