@@ -186,14 +186,14 @@ class _OnTerminal:
         self._bar: Bar | None = None
 
     def start(self, event: ConversionStarted) -> None:
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
         terminal = console(self._stream)
         terminal.print(_opening(event))
         self._bar = Bar(
-            BarColumn(),
-            TaskProgressColumn(markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.percentage:3.0f}%", markup=False),
             TextColumn("{task.fields[words]}", markup=False),
             console=terminal,
             transient=True,

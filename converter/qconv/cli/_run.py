@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with _terminated_like_interrupted(), logged_to_stderr():
             words = _named(command, arguments)
-            exit_code = _invoke(command, words or ["--help"])
+            exit_code = _invoke(command, [*words] or ["--help"])  # Typer empties its list
             _flush()
             return exit_code if words else WRONG_USAGE
     except BrokenPipeError:

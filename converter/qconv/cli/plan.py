@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 from . import _options as given
 from ._output import results_only, warn, write_json
 from ._sizes import parse_share, parse_size
