@@ -1,0 +1,307 @@
+"""Uniform grids: evenly spaced values, symmetric or with a zero-point.
+
+``value = scale * (code - zero_point)``, in float32. The symmetric grid uses its full range with a
+signed scale, as llama.cpp's Q4_0 does: the largest magnitude lands on the lowest code, whichever
+sign it has. At 4 bits that is 16 values where ``narrow`` has 15.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+
+from qconv.errors import UnsupportedGrid, UsageError
+from qconv.grids._grid import ColumnGrid, Parameters
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.grids._uniform_fit import Rule
+
+ScaleDtype = Literal["float16", "bfloat16", "float32"]
+Search = Literal["search", "absmax"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UniformGrid:
+    """Evenly spaced values.
+
+    Codes are int8 in ``[-2**(bits-1), 2**(bits-1) - 1]`` when symmetric, else uint8 in
+    ``[0, 2**bits - 1]``. Parameters: ``scale`` (rows, groups) in ``scale_dtype``, never zero, and
+    unless symmetric ``zero_point`` (rows, groups) uint8, in the range of the codes. Per tensor both
+    are (1, 1).
+
+    bits: 2 to 8
+    symmetric: no zero-point
+    group_size: columns per scale; ``channel``: a whole row; ``tensor``: all rows
+    scale_dtype: torch dtype name of the scales as stored
+    narrow: symmetric codes without the lowest one, and positive scales
+    search: how to fit: ``absmax`` takes the largest magnitude, ``search`` the least error
+    """
+
+    bits: int
+    symmetric: bool
+    group_size: int | Literal["channel", "tensor"]
+    scale_dtype: ScaleDtype = "float16"
+    narrow: bool = False
+    search: Search = "search"
+
+    def __post_init__(self) -> None:
+        _check_options(self)
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> UniformGrid:
+        """The grid that :meth:`spec` describes.
+
+        Raises:
+            UsageError: an option is missing, unknown or out of range.
+        """
+        options = {key: value for key, value in spec.items() if key != "family"}
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise UsageError(
+                f"uniform grid {dict(spec)!r}: {error}; "
+                f"options are {', '.join(cls.__dataclass_fields__)}"
+            ) from None
+
+    def spec(self) -> Mapping[str, Any]:
+        """JSON-able description, the input of :meth:`from_spec`."""
+        return {"family": "uniform", **asdict(self)}
+
+    @property
+    def name(self) -> str:
+        """``int4_g64``, ``uint4_g128``, ``int8_channel``, ``int8_tensor``."""
+        kind = "int" if self.symmetric else "uint"
+        unit = f"g{self.group_size}" if isinstance(self.group_size, int) else self.group_size
+        return f"{kind}{self.bits}_{unit}"
+
+    @property
+    def rows_independent(self) -> bool:
+        """False per tensor: all rows share a scale."""
+        return self.group_size != "tensor"
+
+    def columns(self, in_features: int) -> int:
+        """Columns per scale."""
+        return self.group_size if isinstance(self.group_size, int) else in_features
+
+    def check_shape(self, shape: tuple[int, int], name: str = "weight") -> None:
+        """Raise UnsupportedGrid unless the groups divide the columns."""
+        if len(shape) != 2 or min(shape) < 1:
+            raise UnsupportedGrid(
+                f"tensor {name!r}: shape {tuple(shape)} is not (rows, columns), both at least 1; "
+                "quantize linear weights only, copy this one"
+            )
+        size = self.columns(shape[1])
+        if shape[1] % size:
+            raise UnsupportedGrid(
+                f"tensor {name!r}: {shape[1]} columns are not a multiple of group size {size}; "
+                f"use {_suggestion(shape[1], size)} or skip it"
+            )
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Codes and zero-points packed to ``bits``, scales in their dtype."""
+        self.check_shape(shape)
+        scale_bits = 32 if self.scale_dtype == "float32" else 16
+        zero_bits = 0 if self.symmetric else self.bits
+        rows, groups = self._parameter_shape(shape)
+        return self.bits + rows * groups * (scale_bits + zero_bits) / (shape[0] * shape[1])
+
+    def layout(self, shape: tuple[int, int]) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of codes and parameters."""
+        self.check_shape(shape)
+        parameter_shape = self._parameter_shape(shape)
+        layout: dict[str, tuple[tuple[int, ...], str]] = {
+            "codes": (tuple(shape), "int8" if self.symmetric else "uint8"),
+            "scale": (parameter_shape, self.scale_dtype),
+        }
+        if not self.symmetric:
+            layout["zero_point"] = (parameter_shape, "uint8")
+        return layout
+
+    def fit(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Parameters:
+        """Scales and zero-points of least importance-weighted squared error, as stored.
+
+        Raises:
+            UnsupportedGrid: the shape does not suit, a value is not finite, or the scale dtype
+                cannot hold the scale.
+        """
+        import torch
+
+        from qconv.grids import _uniform_fit
+
+        weight = self._checked(weight)
+        weights = _relative_importance(weight, importance)
+        if self.rows_independent:
+            groups = weight.shape[1] // self.columns(weight.shape[1])
+            scale, zero = _uniform_fit.fit_rows(weight, weights, groups, self._rule())
+        else:
+            scale, zero = _uniform_fit.fit_tensor(weight, weights, self._rule())
+        stored = scale.to(getattr(torch, self.scale_dtype)).contiguous()
+        if self.symmetric:
+            return {"scale": stored}
+        return {"scale": stored, "zero_point": zero.to(torch.uint8).contiguous()}
+
+    def round(self, weight: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """Codes of the nearest grid values, ties to even codes."""
+        return self._codes(self._checked(weight), parameters)
+
+    def quantize(
+        self, weight: torch.Tensor, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Parameters]:
+        """:meth:`fit`, then the codes."""
+        parameters = self.fit(weight, importance)
+        return self._codes(weight.detach(), parameters), parameters
+
+    def decode(self, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        """``scale * (code - zero_point)``: (rows, columns) float32."""
+        rows, columns = codes.shape
+        steps = codes.float().view(rows, -1, self.columns(columns))  # (rows, groups, size)
+        if not self.symmetric:
+            steps = steps - parameters["zero_point"].float()[..., None]
+        return (parameters["scale"].float()[..., None] * steps).view(rows, columns)
+
+    def column(self, parameters: Parameters, index: int) -> ColumnGrid:
+        """The values of column ``index``; scale and offset are (1,) per tensor, else (rows,)."""
+        group = index // self.group_size if isinstance(self.group_size, int) else 0
+        scale = parameters["scale"][:, group].float()
+        rule = self._rule()
+        if self.symmetric:
+            offset = scale.new_zeros(scale.shape)
+        else:
+            offset = -scale * parameters["zero_point"][:, group].float()
+        return ColumnGrid(scale=scale, offset=offset, lowest=rule.lowest, highest=rule.highest)
+
+    def _parameter_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        if not self.rows_independent:
+            return 1, 1
+        return shape[0], shape[1] // self.columns(shape[1])
+
+    def _rule(self) -> Rule:
+        from qconv.grids._uniform_fit import Rule
+
+        half = 1 << (self.bits - 1)
+        lowest = (-half + 1 if self.narrow else -half) if self.symmetric else 0
+        return Rule(
+            bits=self.bits,
+            lowest=lowest,
+            highest=half - 1 if self.symmetric else 2 * half - 1,
+            symmetric=self.symmetric,
+            narrow=self.narrow,
+            scale_dtype=self.scale_dtype,
+            search=self.search == "search",
+        )
+
+    def _codes(self, weight: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+        import torch
+
+        from qconv.grids._uniform_fit import bounds
+        from qconv.kernels import uniform
+
+        inverse = 1.0 / parameters["scale"].float()
+        zero = torch.zeros_like(inverse)
+        if not self.symmetric:
+            zero = parameters["zero_point"].float()
+        low, high = bounds(zero, self._rule())
+        shape = (weight.shape[0], inverse.shape[1])
+        inverse, low, high, zero = (
+            each.expand(shape).contiguous() for each in (inverse, low, high, zero)
+        )
+        dtype = torch.int8 if self.symmetric else torch.uint8
+        return uniform.codes(weight.contiguous(), inverse, low, high, zero, dtype)
+
+    def _checked(self, weight: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        from qconv.grids._uniform_fit import largest_scale
+
+        if weight.dtype != torch.float32:
+            raise UnsupportedGrid(
+                f"weight has dtype {weight.dtype}; grids work on float32: call .float() first"
+            )
+        weight = weight.detach()
+        shape: Any = tuple(weight.shape)  # of any length as yet
+        self.check_shape(shape)
+        low, high = (float(extreme) for extreme in torch.aminmax(weight))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            _refuse_non_finite(weight)
+        limit = torch.finfo(getattr(torch, self.scale_dtype)).max
+        scale = largest_scale(low, high, self._rule())
+        if scale > limit:
+            raise UnsupportedGrid(
+                f"weight spans {low:.4g} to {high:.4g} and needs scale {scale:.4g}, but "
+                f"{self.scale_dtype} ends at {limit:.4g}; use scale_dtype bfloat16 or float32"
+            )
+        return weight
+
+
+def _check_options(grid: UniformGrid) -> None:
+    if type(grid.bits) is not int or not 2 <= grid.bits <= 8:
+        raise UsageError(f"uniform grid: bits is {grid.bits!r}; choose a whole number from 2 to 8")
+    size = grid.group_size
+    if size not in ("channel", "tensor") and (type(size) is not int or size < 1):
+        raise UsageError(
+            f"uniform grid: group_size is {size!r}; choose a positive number, 'channel' or 'tensor'"
+        )
+    for field in ("symmetric", "narrow"):
+        if type(getattr(grid, field)) is not bool:
+            raise UsageError(
+                f"uniform grid: {field} is {getattr(grid, field)!r}; choose true or false"
+            )
+    for field, choices in (("scale_dtype", get_args(ScaleDtype)), ("search", get_args(Search))):
+        if getattr(grid, field) not in choices:
+            raise UsageError(
+                f"uniform grid: {field} is {getattr(grid, field)!r}; choose {' or '.join(choices)}"
+            )
+    if grid.narrow and not grid.symmetric:
+        raise UsageError(
+            "uniform grid: narrow goes with symmetric codes only; "
+            "set symmetric to true or leave narrow out"
+        )
+
+
+def _suggestion(columns: int, size: int) -> str:
+    """A group size that divides ``columns``, at most ``size``, and that kernels handle well."""
+    # Kernels take powers of two from 32 on best, then multiples of 8 (whole bytes of packed codes).
+    divisors = [part for part in range(min(size, columns), 7, -1) if columns % part == 0]
+    powers = [part for part in divisors if part >= 32 and part & (part - 1) == 0]
+    whole = [part for part in divisors if part % 8 == 0]
+    if powers or whole:
+        return f"group size {(powers or whole)[0]}"
+    return "group size 'channel'"
+
+
+def _relative_importance(weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+    """Importance divided by its largest value, so that no weighted sum overflows: (in,) float32."""
+    import torch
+
+    columns = weight.shape[1]
+    if importance is None:
+        return weight.new_ones(columns)
+    if tuple(importance.shape) != (columns,) or importance.dtype != torch.float32:
+        raise UnsupportedGrid(
+            f"importance is {tuple(importance.shape)} {importance.dtype}; "
+            f"a weight with {columns} columns needs ({columns},) torch.float32"
+        )
+    importance = importance.detach()
+    low, high = (float(extreme) for extreme in torch.aminmax(importance))
+    if not 0.0 <= low <= high < float("inf"):
+        raise UnsupportedGrid(
+            f"importance ranges from {low} to {high}; it must be finite and not negative: "
+            "repeat the calibration without the samples that overflow"
+        )
+    return importance / high if high else importance
+
+
+def _refuse_non_finite(weight: torch.Tensor) -> NoReturn:
+    import torch
+
+    bad = (~torch.isfinite(weight)).nonzero()
+    row, column = bad[0].tolist()
+    raise UnsupportedGrid(
+        f"weight has {len(bad)} values that are not finite, the first in row {row}, "
+        f"column {column}: {float(weight[row, column])}; no grid holds them: "
+        "repair the checkpoint or skip the tensor"
+    )

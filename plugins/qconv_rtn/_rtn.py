@@ -1,0 +1,27 @@
+"""The rounder behind ``rtn``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qconv.tensors import QuantTensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.grids import Grid
+
+
+class Rtn:
+    """Round to nearest on the grid's own fit. Rows are treated each on its own."""
+
+    def quantize(
+        self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None
+    ) -> QuantTensor:
+        """Fit the grid's parameters to ``weight`` and take the nearest codes.
+
+        weight: (out, in) float32, any device; not modified
+        importance: (in,) float32, steers the fit
+        """
+        codes, parameters = grid.quantize(weight, importance)
+        return QuantTensor(grid=grid, codes=codes, parameters=parameters)
