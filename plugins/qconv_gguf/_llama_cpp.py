@@ -1,0 +1,272 @@
+"""llama.cpp itself, called through ctypes in the shared library that the xllamacpp wheel brings.
+
+Structures that change between versions are never spelled out: the library's own functions fill them
+into larger blocks of memory, which go back by value. Only fields that have kept their place for
+years are touched. C interface: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from qconv.errors import BrokenPlugin, UnreadableInput, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+_LOG_ERROR = 4  # ggml.h, enum ggml_log_level
+_LOG_CONTINUED = 5
+_ERASE = True
+
+
+class _Blob(ctypes.Structure):
+    """A structure of parameters, of unknown fields and at most this size."""
+
+    _fields_ = (("bytes", ctypes.c_uint32 * 512),)
+
+
+class _Batch(ctypes.Structure):
+    """``llama_batch``: which tokens to compute, where, and whose logits to keep."""
+
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+        ("spare", ctypes.c_uint64 * 8),
+    )
+
+
+_POINTER, _INT, _TEXT, _BOOL = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_bool
+_LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+#: Function -> result and arguments.
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "llama_backend_init": (None, ()),
+    "llama_log_set": (None, (_LOG_CALLBACK, _POINTER)),
+    "llama_model_default_params": (_Blob, ()),
+    "llama_model_load_from_file": (_POINTER, (_TEXT, _Blob)),
+    "llama_model_free": (None, (_POINTER,)),
+    "llama_model_get_vocab": (_POINTER, (_POINTER,)),
+    "llama_model_chat_template": (_TEXT, (_POINTER, _TEXT)),
+    "llama_context_default_params": (_Blob, ()),
+    "llama_init_from_model": (_POINTER, (_POINTER, _Blob)),
+    "llama_free": (None, (_POINTER,)),
+    "llama_set_n_threads": (None, (_POINTER, _INT, _INT)),
+    "llama_get_memory": (_POINTER, (_POINTER,)),
+    "llama_memory_clear": (None, (_POINTER, _BOOL)),
+    "llama_batch_init": (_Batch, (_INT, _INT, _INT)),
+    "llama_batch_free": (None, (_Batch,)),
+    "llama_decode": (_INT, (_POINTER, _Batch)),
+    "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
+    "llama_vocab_n_tokens": (_INT, (_POINTER,)),
+    "llama_vocab_is_eog": (_BOOL, (_POINTER, _INT)),
+    "llama_tokenize": (_INT, (_POINTER, _TEXT, _INT, _POINTER, _INT, _BOOL, _BOOL)),
+    "llama_detokenize": (_INT, (_POINTER, _POINTER, _INT, _POINTER, _INT, _BOOL, _BOOL)),
+}
+
+
+class _Log:
+    """Keeps llama.cpp's last complaint; prints everything while ``verbose``."""
+
+    def __init__(self) -> None:
+        self.verbose = False
+        self.complaint = ""
+        self._level = 0
+        # the library calls this as long as it is loaded, so it lives as long as the library does
+        self.callback = _LOG_CALLBACK(self._take)
+
+    def _take(self, level: int, text: bytes | None, _: object) -> None:
+        line = (text or b"").decode("utf-8", "replace")
+        self._level = self._level if level == _LOG_CONTINUED else level
+        if self._level == _LOG_ERROR and line.strip():
+            self.complaint = line.strip()
+        if self.verbose:
+            import sys
+
+            sys.stderr.write(line)
+
+
+class LlamaCpp:
+    """A GGUF file loaded into llama.cpp, on the CPU. A context manager.
+
+    Memory: the weights as stored (mapped), and the logits of ``n_ctx`` tokens.
+    """
+
+    def __init__(
+        self, path: Path, *, n_ctx: int = 512, threads: int | None = None, verbose: bool = False
+    ) -> None:
+        """Load ``path``. n_ctx: most tokens at once; threads: None for llama.cpp's choice.
+
+        Raises:
+            BrokenPlugin: xllamacpp is not installed, or not as this client knows it.
+            UnreadableInput: llama.cpp refuses the file; its last words are in the message.
+        """
+        self._model = self._context = None
+        self._library, self._log = _library()
+        self._log.verbose, self._log.complaint = verbose, ""
+        self._n_ctx = n_ctx
+        params = self._library.llama_model_default_params()
+        self._model = self._library.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise self._refused(path)
+        self._vocab = self._library.llama_model_get_vocab(self._model)
+        context = self._library.llama_context_default_params()
+        for field in range(3):  # n_ctx, n_batch, n_ubatch: everything in one batch
+            context.bytes[field] = n_ctx
+        self._context = self._library.llama_init_from_model(self._model, context)
+        if not self._context:
+            self.close()
+            raise self._refused(path)
+        if threads is not None:
+            self._library.llama_set_n_threads(self._context, threads, threads)
+
+    def _refused(self, path: Path) -> UnreadableInput:
+        said = self._log.complaint or "it gave no reason"
+        return UnreadableInput(f"{path}: llama.cpp refuses it: {said}; write it again")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return int(self._library.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's default chat template."""
+        text = self._library.llama_model_chat_template(self._model, None)
+        return None if text is None else text.decode("utf-8")
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids. add_special: begin and end as the file says; parse_special: know ``<s>``."""
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._library.llama_tokenize(
+            self._vocab, data, len(data), ids, room, add_special, parse_special
+        )
+        return list(ids[:count])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids; control tokens are left out."""
+        room = 64 * len(ids) + 64
+        tokens, text = (ctypes.c_int32 * len(ids))(*ids), ctypes.create_string_buffer(room)
+        no = (False, False)  # neither strip what the tokenizer added nor show control tokens
+        count = self._library.llama_detokenize(self._vocab, tokens, len(ids), text, room, *no)
+        return text.raw[: max(count, 0)].decode("utf-8", "replace")
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits after every token: (len(ids), vocab) float32.
+
+        Raises:
+            UsageError: no tokens, or more than ``n_ctx``.
+            UnreadableInput: llama.cpp fails to compute them.
+        """
+        memory = self._library.llama_get_memory(self._context)
+        self._library.llama_memory_clear(memory, _ERASE)
+        return self._decode(ids, 0)
+
+    def generate(self, prompt: str, max_tokens: int) -> str:
+        """Continue ``prompt`` with the likeliest token each time, until one ends the text.
+
+        Raises:
+            UsageError: the prompt and ``max_tokens`` do not fit ``n_ctx``.
+        """
+        ids = self.tokenize(prompt)
+        if len(ids) + max_tokens > self._n_ctx:
+            raise UsageError(
+                f"{len(ids)} tokens of prompt and {max_tokens} more exceed n_ctx={self._n_ctx}; "
+                "raise n_ctx or ask for fewer"
+            )
+        made: list[int] = []
+        scores = self.logits(ids)
+        while len(made) < max_tokens:
+            best = int(scores[-1].argmax())
+            if self._library.llama_vocab_is_eog(self._vocab, best):
+                break
+            made.append(best)
+            scores = self._decode([best], len(ids) + len(made) - 1)
+        return self.detokenize(made)
+
+    def _decode(self, ids: Sequence[int], start: int) -> torch.Tensor:
+        import numpy as np
+        import torch
+
+        if not 0 < len(ids) <= self._n_ctx:
+            raise UsageError(
+                f"{len(ids)} tokens, but between 1 and n_ctx={self._n_ctx} can be computed; "
+                "raise n_ctx or give fewer"
+            )
+        batch = self._library.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for place, token in enumerate(ids):
+                batch.token[place], batch.pos[place] = token, start + place
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+                batch.logits[place] = 1
+            if self._library.llama_decode(self._context, batch) != 0:
+                raise UnreadableInput(
+                    f"llama.cpp could not compute {len(ids)} tokens: {self._log.complaint}; "
+                    "check that the ids are in the vocabulary"
+                )
+        finally:
+            self._library.llama_batch_free(batch)
+        scores = self._library.llama_get_logits(self._context)
+        values = np.ctypeslib.as_array(scores, (len(ids), self.vocab_size))
+        return torch.from_numpy(values.copy())
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        if self._context:
+            self._library.llama_free(self._context)
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL, _Log]:
+    """The shared library with its functions declared, silenced; loaded once."""
+    spec = importlib.util.find_spec("xllamacpp")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    found = [] if folder is None else sorted([*folder.glob("*.so"), *folder.glob("*.pyd")])
+    if not found:
+        raise BrokenPlugin(
+            "llama.cpp is needed here but xllamacpp is missing: pip install 'qconv[llama-cpp]'"
+        )
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise BrokenPlugin(
+            f"{found[0]}: not llama.cpp as this version knows it ({error}); "
+            "install the version that 'qconv[llama-cpp]' asks for"
+        ) from error
+    log = _Log()
+    library.llama_log_set(log.callback, None)
+    library.llama_backend_init()
+    return library, log
