@@ -1,0 +1,215 @@
+"""Facts about quantized tensors: what they check, and that row operations commute with decoding."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qconv.errors import UnsupportedGrid, UsageError
+from qconv.grids import UniformGrid
+from qconv.tensors import QuantTensor
+
+INT4 = UniformGrid(bits=4, symmetric=True, group_size=16)
+UINT4 = UniformGrid(bits=4, symmetric=False, group_size=16)
+WHOLE = UniformGrid(bits=8, symmetric=True, group_size="tensor")
+
+
+def quantized(grid=UINT4, rows: int = 12, columns: int = 32, seed: int = 0) -> QuantTensor:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    codes, parameters = grid.quantize(weight)
+    return QuantTensor(grid=grid, codes=codes, parameters=parameters)
+
+
+@st.composite
+def tensors(draw) -> QuantTensor:
+    symmetric = draw(st.booleans())
+    columns = draw(st.sampled_from([16, 48]))
+    grid = UniformGrid(
+        bits=draw(st.integers(2, 8)),
+        symmetric=symmetric,
+        narrow=symmetric and draw(st.booleans()),
+        group_size=draw(st.sampled_from([8, 16, "channel"])),
+        scale_dtype=draw(st.sampled_from(["float16", "bfloat16", "float32"])),
+        search="absmax",
+    )
+    return quantized(grid, draw(st.integers(1, 9)), columns, draw(st.integers(0, 99)))
+
+
+many = settings(max_examples=40, deadline=None)
+
+
+@given(tensor=tensors(), data=st.data())
+@many
+def test_taking_rows_commutes_with_dequantizing(tensor, data):
+    rows = tensor.shape[0]
+    index = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=2 * rows))
+    assert torch.equal(tensor.take_rows(index).dequantize(), tensor.dequantize()[index])
+    assert tensor.take_rows(torch.tensor(index)).same(tensor.take_rows(index))
+
+
+@given(tensor=tensors(), data=st.data())
+@many
+def test_stacking_what_was_split_gives_the_tensor_back(tensor, data):
+    rows = tensor.shape[0]
+    cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1)))) if rows > 1 else []
+    sizes = [stop - start for start, stop in zip([0, *cuts], [*cuts, rows], strict=True)]
+    parts = tensor.split_rows(sizes)
+    assert [part.shape[0] for part in parts] == sizes
+    assert torch.equal(torch.cat([part.dequantize() for part in parts]), tensor.dequantize())
+    assert QuantTensor.stack(parts).same(tensor)
+
+
+def test_it_knows_its_shape_and_size():
+    tensor = quantized()
+    assert tensor.shape == (12, 32)
+    assert tensor.bits_per_weight == 4 + (16 + 4) / 16
+    assert tensor.device == torch.device("cpu")
+    assert tensor.dequantize().dtype == torch.float32
+
+
+def test_row_operations_modify_nothing():
+    tensor = quantized()
+    before = copy.deepcopy(tensor)
+    tensor.take_rows([3, 1])
+    QuantTensor.stack(tensor.split_rows([4, 8]))
+    assert tensor.same(before)
+
+
+def test_it_travels_between_processes():
+    tensor = quantized()
+    assert pickle.loads(pickle.dumps(tensor)).same(tensor)
+
+
+def test_moving_to_where_it_lies_changes_nothing():
+    tensor = quantized()
+    assert tensor.to("cpu").same(tensor)
+
+
+def test_a_changed_mapping_does_not_change_the_tensor():
+    codes, parameters = UINT4.quantize(torch.ones(2, 16))
+    mapping = dict(parameters)
+    tensor = QuantTensor(grid=UINT4, codes=codes, parameters=mapping)
+    mapping.clear()
+    assert set(tensor.parameters) == {"scale", "zero_point"}
+
+
+def test_same_sees_every_difference():
+    tensor = quantized()
+    codes, parameters = tensor.codes, dict(tensor.parameters)
+    assert tensor.same(QuantTensor(grid=UINT4, codes=codes.clone(), parameters=parameters))
+    assert not tensor.same(QuantTensor(grid=UINT4, codes=codes ^ 1, parameters=parameters))
+    negated = {**parameters, "scale": -parameters["scale"]}
+    assert not tensor.same(QuantTensor(grid=UINT4, codes=codes, parameters=negated))
+    assert not tensor.same(tensor.split_rows([6, 6])[0])
+    assert not tensor.same(quantized(UniformGrid(bits=4, symmetric=False, group_size=32)))
+
+
+# --- what it refuses ------------------------------------------------------------------------------
+
+
+def rebuilt(tensor: QuantTensor, **parameters: torch.Tensor) -> QuantTensor:
+    return QuantTensor(
+        grid=tensor.grid,
+        codes=parameters.pop("codes", tensor.codes),
+        parameters={**tensor.parameters, **parameters},
+    )
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    text = (
+        r"grid uint4_g16: scale is \(12, 1\) float16, but a tensor of shape \(12, 32\) needs "
+        r"\(12, 2\) float16"
+    )
+    with pytest.raises(UnsupportedGrid, match=text):
+        rebuilt(quantized(), scale=torch.ones(12, 1, dtype=torch.float16))
+
+
+def test_a_parameter_of_another_dtype_is_refused():
+    with pytest.raises(UnsupportedGrid, match=r"scale is \(12, 2\) float32, .* \(12, 2\) float16"):
+        rebuilt(quantized(), scale=torch.ones(12, 2))
+
+
+def test_codes_of_another_dtype_are_refused():
+    with pytest.raises(UnsupportedGrid, match=r"codes is \(12, 32\) int8, .* needs .* uint8"):
+        rebuilt(quantized(), codes=torch.zeros(12, 32, dtype=torch.int8))
+
+
+def test_parameters_of_another_grid_are_refused():
+    symmetric = quantized(INT4)
+    with pytest.raises(
+        UnsupportedGrid, match=r"has parameters \['scale', 'zero_point'\], got \['scale'\]"
+    ):
+        QuantTensor(
+            grid=UINT4, codes=symmetric.codes.to(torch.uint8), parameters=symmetric.parameters
+        )
+
+
+def test_codes_that_are_not_a_matrix_are_refused():
+    with pytest.raises(UnsupportedGrid, match="flatten leading dimensions into rows"):
+        rebuilt(quantized(), codes=torch.zeros(2, 6, 32, dtype=torch.uint8))
+
+
+def test_a_shape_that_does_not_suit_the_grid_is_refused():
+    tensor = quantized()
+    with pytest.raises(UnsupportedGrid, match="20 columns are not a multiple of group size 16"):
+        rebuilt(tensor, codes=torch.zeros(12, 20, dtype=torch.uint8))
+
+
+def test_parts_on_two_devices_are_refused():
+    with pytest.raises(UnsupportedGrid, match="scale is on meta, codes on cpu; move both to one"):
+        rebuilt(quantized(), scale=torch.ones(12, 2, dtype=torch.float16, device="meta"))
+
+
+def test_rows_that_share_parameters_stay_together():
+    tensor = quantized(WHOLE)
+    for call in (
+        lambda: tensor.take_rows([0]),
+        lambda: tensor.split_rows([12]),
+        lambda: QuantTensor.stack([tensor, tensor]),
+    ):
+        with pytest.raises(UnsupportedGrid, match="int8_tensor: rows share parameters, so they"):
+            call()
+
+
+@pytest.mark.parametrize("index", [[12], [-1], [0, 99]])
+def test_rows_that_are_not_there_are_refused(index):
+    with pytest.raises(UsageError, match="of a tensor with 12 rows; pass row numbers from 0 to 11"):
+        quantized().take_rows(index)
+
+
+def test_taking_no_rows_is_refused():
+    with pytest.raises(UsageError, match="pass at least one row number"):
+        quantized().take_rows([])
+
+
+@pytest.mark.parametrize("sizes", [[], [5, 6], [12, 0], [-1, 13]])
+def test_sizes_that_do_not_add_up_are_refused(sizes):
+    with pytest.raises(UsageError, match="for 12 rows; pass positive sizes that add up"):
+        quantized().split_rows(sizes)
+
+
+def test_stacking_nothing_is_refused():
+    with pytest.raises(UsageError, match="stack got no tensors"):
+        QuantTensor.stack([])
+
+
+def test_stacking_other_grids_is_refused():
+    with pytest.raises(
+        UnsupportedGrid, match="cannot stack tensor 2 on grid int4_g16 .* uint4_g16"
+    ):
+        QuantTensor.stack([quantized(), quantized(INT4)])
+
+
+def test_stacking_other_columns_is_refused():
+    with pytest.raises(UnsupportedGrid, match="tensor 2 with 48 columns below 32 columns"):
+        QuantTensor.stack([quantized(), quantized(columns=48)])
+
+
+def test_stacking_across_devices_is_refused():
+    with pytest.raises(UnsupportedGrid, match="cannot stack tensor 2 on meta below one on cpu"):
+        QuantTensor.stack([quantized(), quantized().to("meta")])

@@ -1,0 +1,236 @@
+"""Facts about the file form: lossless, deterministic, lazy, and wary of what it reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from qconv.errors import UnreadableInput
+from qconv.grids import UniformGrid
+from qconv.tensors import QuantTensor, load_quant_tensors, save_quant_tensors
+
+GRIDS = [
+    UniformGrid(bits=4, symmetric=True, group_size=16),
+    UniformGrid(bits=3, symmetric=False, group_size=32, scale_dtype="bfloat16"),
+    UniformGrid(bits=8, symmetric=True, narrow=True, group_size="channel", scale_dtype="float32"),
+    UniformGrid(bits=8, symmetric=False, group_size="tensor", search="absmax"),
+]
+
+
+def quantized(grid=GRIDS[0], rows: int = 6, columns: int = 32, seed: int = 0) -> QuantTensor:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    codes, parameters = grid.quantize(weight)
+    return QuantTensor(grid=grid, codes=codes, parameters=parameters)
+
+
+def saved(path, **tensors: QuantTensor):
+    save_quant_tensors(path, tensors or {"w": quantized()})
+    return path
+
+
+def tampered(path, metadata=None, **changes: torch.Tensor | None):
+    """A file whose metadata and tensors were changed behind our back; None removes a tensor."""
+    with safe_open(saved(path), framework="pt") as file:
+        spec = json.loads(file.metadata()["qconv"])
+    text = metadata(spec) if metadata else None
+    tensors = {name: value.clone() for name, value in load_file(path).items()} | changes
+    kept = {name: value for name, value in tensors.items() if value is not None}
+    save_file(kept, path, {"qconv": text if isinstance(text, str) else json.dumps(spec)})
+    return path
+
+
+@given(
+    names=st.sets(st.text(min_size=1, max_size=12), min_size=0, max_size=4),
+    grid=st.sampled_from(GRIDS),
+    rows=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_round_trip_is_lossless(tmp_path_factory, names, grid, rows, seed):
+    path = tmp_path_factory.mktemp("round-trip") / "tensors.safetensors"
+    tensors = {name: quantized(grid, rows, seed=seed + i) for i, name in enumerate(sorted(names))}
+    save_quant_tensors(path, tensors)
+    loaded = load_quant_tensors(path)
+    assert list(loaded) == sorted(tensors)
+    assert len(loaded) == len(tensors)
+    assert all(loaded[name].same(tensor) for name, tensor in tensors.items())
+
+
+def test_equal_tensors_give_equal_bytes_in_any_order(tmp_path):
+    tensors = {f"layers.{i}.weight": quantized(grid) for i, grid in enumerate(GRIDS)}
+    save_quant_tensors(tmp_path / "a", tensors)
+    save_quant_tensors(tmp_path / "b", dict(reversed(tensors.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_that_share_memory_are_stored_each(tmp_path):
+    whole = quantized(rows=8)
+    first, second = whole.split_rows([3, 5])
+    path = saved(tmp_path / "t", whole=whole, first=first, second=second, again=whole)
+    loaded = load_quant_tensors(path)
+    assert QuantTensor.stack([loaded["first"], loaded["second"]]).same(loaded["again"])
+
+
+def test_a_plain_safetensors_reader_sees_the_parts(tmp_path):
+    path = saved(tmp_path / "t", w=quantized(GRIDS[1]))
+    assert sorted(load_file(path)) == ["w:codes", "w:scale", "w:zero_point"]
+
+
+def test_a_tensor_is_read_when_asked_for(tmp_path):
+    path = saved(tmp_path / "t", a=quantized(seed=1), b=quantized(seed=2))
+    loaded = load_quant_tensors(path)
+    path.unlink()
+    assert list(loaded) == ["a", "b"]
+    with pytest.raises(UnreadableInput, match="cannot be read as safetensors"):
+        loaded["a"]
+
+
+def test_an_unknown_name_is_a_key_error(tmp_path):
+    with pytest.raises(KeyError, match="nothing"):
+        load_quant_tensors(saved(tmp_path / "t"))["nothing"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
+    path = saved(tmp_path / "t")
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        path.with_name(".t.partial").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_quant_tensors(path, {"w": quantized(seed=5)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- hostile files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"{}x"])
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path, content):
+    path = tmp_path / "t"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableInput, match=r"cannot be read as safetensors|no metadata entry"):
+        load_quant_tensors(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UnreadableInput, match="cannot be read as safetensors"):
+        load_quant_tensors(tmp_path / "nothing")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = saved(tmp_path / "t")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UnreadableInput, match="cannot be read as safetensors"):
+        load_quant_tensors(path)
+
+
+def test_plain_safetensors_are_refused(tmp_path):
+    save_file({"w": torch.zeros(2, 2)}, tmp_path / "t")
+    with pytest.raises(UnreadableInput, match="holds no quantized tensors of qconv; pass a file"):
+        load_quant_tensors(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda spec: spec.update(version=2), "version: Input should be 1"),
+        (lambda spec: spec.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda spec: spec["tensors"]["w"].update(rows=-1), "w.rows: Input should be greater"),
+        (lambda spec: spec["tensors"]["w"].update(rows="6"), "w.rows: Input should be a valid int"),
+        (
+            lambda spec: spec["tensors"]["w"].update(columns=2**60),
+            "w.columns: Input should be less",
+        ),
+        (lambda spec: spec["tensors"]["w"].pop("grid"), "w.grid: Field required"),
+        (lambda _: "[" * 10_000, "the document: Invalid JSON"),
+        (lambda _: '{"version": 1', "the document: Invalid JSON"),
+    ],
+)
+def test_metadata_off_the_schema_is_refused(tmp_path, change, text):
+    path = tampered(tmp_path / "t", change)
+    with pytest.raises(UnreadableInput, match=text):
+        load_quant_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"family": "no such"}, {"bits": 99}, {"bits": {}}, {"group_size": 5}, {"more": 1}],
+)
+def test_a_grid_that_does_not_exist_or_fit_is_refused(tmp_path, change):
+    def metadata(spec):
+        spec["tensors"]["w"]["grid"].update(change)
+
+    with pytest.raises(UnreadableInput, match="tensor 'w': "):
+        load_quant_tensors(tampered(tmp_path / "t", metadata))
+
+
+@given(
+    spec=st.dictionaries(
+        st.sampled_from(["family", "bits", "symmetric", "group_size", "scale_dtype", "type"]),
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(-300, 300),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.sampled_from(["uniform", "block", "superblock", "float16", "channel", ""]),
+            st.lists(st.integers(), max_size=2),
+            st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+        ),
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_no_grid_spec_gets_past_as_anything_but_unreadable(tmp_path_factory, spec):
+    path = tmp_path_factory.mktemp("spec") / "t"
+
+    def metadata(document):
+        document["tensors"]["w"]["grid"] = spec
+
+    try:
+        loaded = load_quant_tensors(tampered(path, metadata))
+    except UnreadableInput:
+        return
+    assert loaded["w"].shape == (6, 32)
+
+
+def test_a_missing_part_is_refused(tmp_path):
+    path = tampered(tmp_path / "t", **{"w:scale": None})
+    with pytest.raises(UnreadableInput, match="stored tensor 'w:scale' is not there"):
+        load_quant_tensors(path)
+
+
+def test_a_stray_tensor_is_refused(tmp_path):
+    path = tampered(tmp_path / "t", **{"x:codes": torch.zeros(2)})
+    with pytest.raises(UnreadableInput, match="'x:codes' belongs to no quantized tensor"):
+        load_quant_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "scale", [torch.ones(6, 1, dtype=torch.float16), torch.ones(6, 2), torch.ones(12).half()]
+)
+def test_a_part_of_another_shape_or_dtype_is_refused(tmp_path, scale):
+    path = tampered(tmp_path / "t", **{"w:scale": scale})
+    with pytest.raises(UnreadableInput, match=r"'w:scale' is .* needs \(6, 2\) F16"):
+        load_quant_tensors(path)
+
+
+def test_codes_beyond_the_grid_are_refused(tmp_path):
+    path = tampered(tmp_path / "t", **{"w:codes": torch.full((6, 32), 8, dtype=torch.int8)})
+    with pytest.raises(UnreadableInput, match="codes from 8 to 8, but grid int4_g16 has -8 to 7"):
+        load_quant_tensors(path)["w"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite_are_refused(tmp_path, value):
+    path = tampered(tmp_path / "t", **{"w:scale": torch.full((6, 2), value).half()})
+    with pytest.raises(UnreadableInput, match="'w' has a scale that is not finite"):
+        load_quant_tensors(path)["w"]
