@@ -370,6 +370,12 @@ def test_a_group_size_that_does_not_divide_names_one_that_does():
     grid.check_shape((10, 256))
 
 
+def test_sizes_only_a_hostile_file_has_are_refused_at_once():
+    grid = UniformGrid(bits=4, symmetric=True, group_size=2**47)
+    with pytest.raises(UnsupportedGrid, match="use group size 1024 or skip it"):
+        grid.check_shape((1, 2**47 + 2**46))
+
+
 @given(columns=st.integers(1, 5000), size=st.sampled_from([32, 64, 128]))
 @settings(max_examples=60, deadline=None)
 def test_the_size_it_names_works(columns, size):

@@ -265,7 +265,8 @@ def _check_options(grid: UniformGrid) -> None:
 def _suggestion(columns: int, size: int) -> str:
     """A group size that divides ``columns``, at most ``size``, and that kernels handle well."""
     # Kernels take powers of two from 32 on best, then multiples of 8 (whole bytes of packed codes).
-    divisors = [part for part in range(min(size, columns), 7, -1) if columns % part == 0]
+    # None takes groups above 1024; a hostile file may ask for 2**48.
+    divisors = [part for part in range(min(size, columns, 1024), 7, -1) if columns % part == 0]
     powers = [part for part in divisors if part >= 32 and part & (part - 1) == 0]
     whole = [part for part in divisors if part % 8 == 0]
     if powers or whole:
