@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from qconv.conversion._digest import RunningDigest, read_back
-from qconv.conversion._journal import Journal, Slab, digest_of, read_journal
+from qconv.conversion._journal import Journal, Slab, checksum_of, read_journal
 from qconv.errors import BrokenPlugin, NotEnoughResources, OutputExists, UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class ArtifactWriter:
             known = read_journal(self._partial / _JOURNAL)
             self._files = {file.path: self._open(file) for file in target.layout.files}
             self._digests = {path: RunningDigest(fd) for path, fd in self._files.items()}
-            self._done = {slab for slab, digest in known.items() if self._holds(slab, digest)}
+            self._done = {slab for slab, checksum in known.items() if self._holds(slab, checksum)}
             self._journal = Journal(self._partial / _JOURNAL)
             self._stack.callback(self._journal.close)
             self._write_fixed()
@@ -179,7 +179,7 @@ class ArtifactWriter:
             ):
                 _write_at(self._files[place.file], offset, buffer)
                 self._digests[place.file].written(offset, buffer)
-            self._journal.append(slab, digest_of(flat))
+            self._journal.append(slab, checksum_of(flat))
         return sum(sizes)
 
     def seal(self) -> Artifact:
@@ -240,7 +240,7 @@ class ArtifactWriter:
         os.ftruncate(descriptor, file.nbytes)
         return descriptor
 
-    def _holds(self, slab: Slab, digest: str) -> bool:
+    def _holds(self, slab: Slab, checksum: int) -> bool:
         """Whether the bytes of a journalled slab are on disk as recorded."""
         if slab.tensor not in self._places:
             return False
@@ -248,7 +248,7 @@ class ArtifactWriter:
         chunks: list[bytes] = []
         for place, (offset, nbytes) in zip(places, ranges, strict=True):
             chunks += read_back(self._files[place.file], offset, nbytes)
-        if digest_of(chunks) != digest:
+        if checksum_of(chunks) != checksum:
             return False
         for place, (offset, nbytes) in zip(places, ranges, strict=True):
             self._digests[place.file].on_disk(offset, nbytes)
