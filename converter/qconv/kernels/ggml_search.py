@@ -22,7 +22,7 @@ ONE = np.float32(1)
 TINY = np.float32(1e-15)
 
 # 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits. Beyond 2^22 the result is
-# meaningless, and llama.cpp's files depend on that meaningless result, so it is kept.
+# meaningless, and where llama.cpp does not clamp first, its files depend on that result.
 _MAGIC = np.float32(12582912)
 _MANTISSA = np.int32(0x007FFFFF)
 _MIDDLE = np.int32(0x00400000)
@@ -46,19 +46,31 @@ def level(value, lowest, highest):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _clamped_level(value, highest):
+    """The nearest integer in 0..highest, as float32; NaN gives 0."""
+    value = value if value > ZERO else ZERO
+    value = value if value < highest else highest
+    return np.float32(np.float32(value + _MAGIC) - _MAGIC)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def affine_search(
-    x, w, first, n, highest, begin, step, steps, absolute, scale, minimum, codes
+    x, w, first, n, highest, begin, step, steps, absolute, clamped, scale, minimum, codes
 ):
     """Scale and minimum for ``scale * code + minimum``; starts from the range, then refits.
 
     x, w: tiles, w being the weight of each squared (``absolute``: plain) error
     highest: int32, codes are 0..highest
     begin, step, steps: candidate s divides the range by ``highest + begin + step * s``
+    clamped: candidates clamp before they round, which llama.cpp does only under importance; it matters
+        where zero importances have let the range collapse
     scale, minimum: (LANES,) float32, written; minimum is negated, so it is not negative
     codes: tile of uint8, written
     """
-    LO, HI, SW, SX, BEST, INV, SL, SLL, SXL, S, M, ERR, SCALE, INV0, LO0, FLAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    t = np.empty((16, LANES), np.float32)
+    LO, HI, SW, SX, BEST, INV, SL, SLL, SXL, S, M, ERR, SCALE, INV0, LO0, FLAT, REFIT = (
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+    )  # fmt: skip
+    t = np.empty((17, LANES), np.float32)
     level_of = np.empty((32, LANES), np.float32)
     none = np.int32(0)
     top = np.float32(highest)
@@ -90,6 +102,7 @@ def affine_search(
         t[INV0, k] = t[INV, k]
         t[SCALE, k] = ZERO if flat else ONE / inverse
         t[BEST, k] = ZERO
+        t[REFIT, k] = ZERO
     for i in range(n):
         for k in range(LANES):
             v = x[first + i, k]
@@ -108,7 +121,8 @@ def affine_search(
         for i in range(n):
             for k in range(LANES):
                 v = x[first + i, k]
-                c = np.float32(level(t[INV, k] * (v - t[LO, k]), none, highest))
+                c = t[INV, k] * (v - t[LO, k])
+                c = _clamped_level(c, top) if clamped else np.float32(level(c, none, highest))
                 level_of[i, k] = c
                 wc = w[first + i, k] * c
                 t[SL, k] += wc
@@ -134,10 +148,14 @@ def affine_search(
             t[INV0, k] = t[INV, k] if better else t[INV0, k]
             t[LO0, k] = t[LO, k] if better else t[LO0, k]
             t[LO, k] = t[M, k] if better else t[LO, k]
+            t[REFIT, k] = ONE if better else t[REFIT, k]
 
     for i in range(n):
         for k in range(LANES):
-            codes[first + i, k] = level(t[INV0, k] * (x[first + i, k] - t[LO0, k]), none, highest)
+            v = t[INV0, k] * (x[first + i, k] - t[LO0, k])
+            plain = level(v, none, highest)
+            refit = clamped & (t[REFIT, k] != ZERO)
+            codes[first + i, k] = np.int32(_clamped_level(v, top)) if refit else plain
     for k in range(LANES):
         scale[k] = t[SCALE, k]
         minimum[k] = -t[LO, k]

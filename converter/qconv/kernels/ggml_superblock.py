@@ -223,7 +223,7 @@ def affine(
             _weigh_by_magnitude(x, n, bits != 2, w)
         for j in range(subs):
             affine_search(
-                x, w, j * n, n, highest, begin, step, steps, absolute,
+                x, w, j * n, n, highest, begin, step, steps, absolute, weighted,
                 scale[j], minimum[j], found,
             )  # fmt: skip
         if weighted:
