@@ -6,9 +6,18 @@ import importlib.metadata
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 GROUP = "qconv.plugins"
 OURS = "qconv"
+
+
+class Loadable(Protocol):
+    """What can give a plugin: an entry point, or a stand-in for one."""
+
+    def load(self) -> Any:  # noqa: ANN401 - a module or an object, nobody knows of what type
+        """Import the plugin and return it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +30,7 @@ class Found:
     distribution: str
     version: str
     name: str
-    point: importlib.metadata.EntryPoint | None
+    point: Loadable | None
     problem: str = ""
 
     @property

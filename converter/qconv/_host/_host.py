@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from qconv.errors import BrokenPlugin, UsageError
@@ -161,6 +161,27 @@ def load_plugins() -> Host:
         records.append(record)
         observers.extend((record, observer) for observer in watching)
     return Host(records, observers)
+
+
+def host_of(plugin: object, name: str) -> Host:
+    """A host with one plugin that is not installed, e.g. one under test.
+
+    name: stands for its entry point and distribution
+    """
+    point = _Given(plugin)
+    found = Found(distribution=name, version="not installed", name=name, point=point)
+    record, watching = _load_one(found, ())
+    return Host((record,), [(record, observer) for observer in watching])
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """An entry point whose plugin is there already."""
+
+    plugin: object
+
+    def load(self) -> object:
+        return self.plugin
 
 
 def _load_one(
