@@ -190,13 +190,16 @@ def _plain(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
     import torch
 
     if not rule.symmetric:
-        return _spanning(low.clamp(max=0), high.clamp(min=0), rule)
-    if rule.narrow:
+        plain = _spanning(low.clamp(max=0), high.clamp(min=0), rule)
+    elif rule.narrow:
         scale = torch.maximum(high, -low) / rule.highest
+        plain = Candidate(scale=_stored(scale, rule), zero=torch.zeros_like(scale))
     else:
         # The largest magnitude lands on the lowest code, which has no positive counterpart.
         scale = torch.where(high > -low, high, low) / rule.lowest
-    return Candidate(scale=_stored(scale, rule), zero=torch.zeros_like(scale))
+        plain = Candidate(scale=_stored(scale, rule), zero=torch.zeros_like(scale))
+    empty = (low == 0) & (high == 0)
+    return Candidate(scale=torch.where(empty, 1.0, plain.scale), zero=plain.zero)
 
 
 def _spanning(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
@@ -225,12 +228,10 @@ def _candidates(
 
 
 def _refine(candidate: Candidate, groups: _Groups, rule: Rule) -> Candidate:
-    """The candidate with the least-squares scale for its steps, where they are not all zero."""
-    import torch
-
+    """The candidate with the least-squares scale for its steps."""
     dot, square = groups.dots(candidate, rule)
-    scale = torch.where(square > 0, dot / square, candidate.scale)
-    return Candidate(scale=_stored(scale, rule), zero=candidate.zero)
+    # 0 / 0 where all steps are zero: NaN loses, rightly, as no fit can err more than all zeros.
+    return Candidate(scale=_stored(dot / square, rule), zero=candidate.zero)
 
 
 def _better(
@@ -240,15 +241,14 @@ def _better(
     import torch
 
     other = groups.error(candidate, rule)
-    wins = other < error  # False for the infinities and NaN of weights near the float32 limit
-    return Candidate(
-        scale=torch.where(wins, candidate.scale, best.scale),
-        zero=torch.where(wins, candidate.zero, best.zero),
-    ), torch.where(wins, other, error)
+    wins = other < error  # False for NaN, and for the infinities of weights near the float32 limit
+    scale = torch.where(wins, candidate.scale, best.scale)
+    zero = best.zero if rule.symmetric else torch.where(wins, candidate.zero, best.zero)
+    return Candidate(scale=scale, zero=zero), torch.where(wins, other, error)
 
 
 def _stored(scale: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """The scale as its dtype holds it, in float32: never infinite, 1 for 0, and else never 0."""
+    """The scale as its dtype holds it, in float32: neither infinite nor zero."""
     import torch
 
     dtype = getattr(torch, rule.scale_dtype)
@@ -256,4 +256,4 @@ def _stored(scale: torch.Tensor, rule: Rule) -> torch.Tensor:
     # the exponents of float32, where the inverse of a subnormal overflows.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
     magnitude = scale.abs().clamp(smallest, torch.finfo(dtype).max).to(dtype).float()
-    return torch.where(scale == 0, 1.0, torch.copysign(magnitude, scale))
+    return torch.copysign(magnitude, scale)
