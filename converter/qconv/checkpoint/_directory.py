@@ -10,22 +10,38 @@ from qconv.checkpoint._strict_json import parse_object
 from qconv.errors import UnreadableInput
 
 #: The companions that converters and runtimes read.
-COMPANIONS = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
+_COMPANIONS = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
 )
 
 #: The largest known tokenizer.json takes about a seventh.
 _MAX_COMPANION = 256 * 1024 * 1024
+
+
+def names(directory: Path) -> list[str]:
+    """The names of what the directory holds, sorted.
+
+    Raises:
+        UnreadableInput: the directory cannot be listed.
+    """
+    try:
+        return sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        raise UnreadableInput(
+            f"{directory}: cannot be listed: {error}; check its permissions"
+        ) from error
 
 
 def member(directory: Path, name: str) -> Path:
@@ -67,12 +83,8 @@ def read_companions(directory: Path) -> dict[str, bytes]:
     Raises:
         UnreadableInput: one of them is too large, unreadable, not a file, or leads elsewhere.
     """
-    found: dict[str, bytes] = {}
-    for name in COMPANIONS:
-        path = directory / name
-        if path.is_symlink() or path.exists():
-            found[name] = read_small(member(directory, name))
-    return found
+    present = _COMPANIONS & set(names(directory))
+    return {name: read_small(member(directory, name)) for name in sorted(present)}
 
 
 def read_small(path: Path) -> bytes:
@@ -82,19 +94,19 @@ def read_small(path: Path) -> bytes:
         UnreadableInput: the file is too large, unreadable or not a regular file.
     """
     try:
-        refuse_irregular(path, path.stat())
+        status = path.stat()
+        refuse_irregular(path, status)
+        if status.st_size > _MAX_COMPANION:
+            raise UnreadableInput(
+                f"{path}: {status.st_size} bytes, but a companion file may take at most "
+                f"{_MAX_COMPANION}; check that it belongs to the model"
+            )
         with path.open("rb") as file:
-            data = file.read(_MAX_COMPANION + 1)
+            return file.read(status.st_size)
     except OSError as error:
         raise UnreadableInput(
             f"{path}: cannot be read: {error}; check the file and its permissions"
         ) from error
-    if len(data) > _MAX_COMPANION:
-        raise UnreadableInput(
-            f"{path}: larger than the {_MAX_COMPANION} bytes a companion file may take; "
-            "check that it belongs to the model"
-        )
-    return data
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from qconv.checkpoint._directory import member, read_index
+from qconv.checkpoint._directory import member, names, read_index
+from qconv.checkpoint._faults import shown
 from qconv.checkpoint._mapped import refuse_irregular
 from qconv.errors import UnreadableInput
 
@@ -68,10 +69,10 @@ def locate(path: Path, *, whole: bool) -> Source:
 
 
 def _in_directory(directory: Path) -> Source:
-    names = sorted(entry.name for entry in directory.iterdir())
-    indices = [name for name in names if name.endswith(_INDEX)]
-    weights = [name for name in names if name.endswith(_SAFETENSORS)]
-    ggufs = [name for name in names if name.endswith(_GGUF)]
+    present = names(directory)
+    indices = [name for name in present if name.endswith(_INDEX)]
+    weights = [name for name in present if name.endswith(_SAFETENSORS)]
+    ggufs = [name for name in present if name.endswith(_GGUF)]
     if ggufs and (weights or indices):
         raise _ambiguous(directory, ggufs + weights + indices)
     if ggufs:
@@ -82,8 +83,8 @@ def _in_directory(directory: Path) -> Source:
     if indices:
         return _indexed(directory, _choose(directory, indices, "model" + _INDEX))
     if not weights:
-        raise UnreadableInput(f"{directory}: {_nothing_there(names)}")
-    chosen = _choose(directory, weights, "model.safetensors")
+        raise UnreadableInput(f"{directory}: {_nothing_there(present)}")
+    chosen = _whole_file(directory, weights)
     return Source(
         kind="safetensors",
         name=_directory_name(directory),
@@ -93,10 +94,25 @@ def _in_directory(directory: Path) -> Source:
     )
 
 
+def _whole_file(directory: Path, weights: list[str]) -> str:
+    shards = [name for name in weights if _is_shard(name)]
+    if shards == weights:
+        raise UnreadableInput(
+            f"{directory}: holds shards ({_listed(shards)}) but no {_INDEX} that names them all; "
+            "get the index from the model's publisher"
+        )
+    return _choose(directory, weights, "model.safetensors")
+
+
+def _is_shard(name: str) -> bool:
+    shard = _SHARD.fullmatch(Path(name).stem)
+    return shard is not None and int(shard["count"]) > 1
+
+
 def _indexed(directory: Path, name: str) -> Source:
     index = read_index(member(directory, name))
     shards = sorted(set(index.values()))
-    present = sorted(entry.name for entry in directory.iterdir() if entry.suffix == _SAFETENSORS)
+    present = [name for name in names(directory) if name.endswith(_SAFETENSORS)]
     return Source(
         kind="safetensors",
         name=_directory_name(directory),
@@ -108,11 +124,9 @@ def _indexed(directory: Path, name: str) -> Source:
 
 
 def _single(path: Path, *, whole: bool) -> Source:
-    shard = _SHARD.fullmatch(path.stem)
-    if whole and shard and int(shard["count"]) > 1:
+    if whole and _is_shard(path.name):
         raise UnreadableInput(
-            f"{path}: is one of {int(shard['count'])} shards; "
-            f"pass the directory {path.parent} or its .safetensors.index.json"
+            f"{path}: is one shard of several; pass the directory {path.parent} or its {_INDEX}"
         )
     return Source(
         kind="safetensors",
@@ -128,34 +142,34 @@ def _gguf(path: Path, first: Path) -> Source:
     if shard is None:
         return Source(kind="gguf", name=path.stem, directory=None, weights=(first,))
     stem, count = shard["stem"], shard["count"]
-    names = [f"{stem}-{number:05d}-of-{count}{_GGUF}" for number in range(1, int(count) + 1)]
-    if path.name not in names:
+    shards = [f"{stem}-{number:05d}-of-{count}{_GGUF}" for number in range(1, int(count) + 1)]
+    if path.name not in shards:
         raise UnreadableInput(f"{path}: shard numbers go from 1 to {int(count)}; check the name")
-    if path.name != names[0]:
+    if path.name != shards[0]:
         raise UnreadableInput(
             f"{path}: is shard {int(shard['number'])} of {int(count)}; "
-            f"pass the first one, {path.with_name(names[0])}"
+            f"pass the first one, {path.with_name(shards[0])}"
         )
-    weights = (first, *(member(path.parent, name) for name in names[1:]))
+    weights = (first, *(member(path.parent, name) for name in shards[1:]))
     return Source(kind="gguf", name=stem, directory=None, weights=weights)
 
 
-def _one_gguf(directory: Path, names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    shards = [_SHARD.fullmatch(name[: -len(_GGUF)]) for name in names]
+def _one_gguf(directory: Path, found: list[str]) -> str:
+    if len(found) == 1:
+        return found[0]
+    shards = [_SHARD.fullmatch(name[: -len(_GGUF)]) for name in found]
     sets = {(shard["stem"], shard["count"]) if shard else None for shard in shards}
     if len(sets) > 1 or None in sets:
-        raise _ambiguous(directory, names)
-    return names[0]
+        raise _ambiguous(directory, found)
+    return found[0]
 
 
-def _choose(directory: Path, names: list[str], usual: str) -> str:
-    if usual in names:
+def _choose(directory: Path, found: list[str], usual: str) -> str:
+    if usual in found:
         return usual
-    if len(names) > 1:
-        raise _ambiguous(directory, names)
-    return names[0]
+    if len(found) > 1:
+        raise _ambiguous(directory, found)
+    return found[0]
 
 
 def _left_out(directory: Path, present: list[str], used: set[str]) -> tuple[str, ...]:
@@ -173,8 +187,8 @@ def _directory_name(directory: Path) -> str:
     return home.name or "model"
 
 
-def _nothing_there(names: list[str]) -> str:
-    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+def _nothing_there(found: list[str]) -> str:
+    pickles = [name for name in found if Path(name).suffix in _PICKLES]
     if pickles:
         return f"holds only {_listed(pickles)}: {_no_pickle()}"
     return f"holds no .safetensors and no .gguf file; {_ACCEPTED}"
@@ -187,12 +201,12 @@ def _no_pickle() -> str:
     )
 
 
-def _ambiguous(directory: Path, names: list[str]) -> UnreadableInput:
+def _ambiguous(directory: Path, found: list[str]) -> UnreadableInput:
     return UnreadableInput(
-        f"{directory}: holds more than one model: {_listed(names)}; pass the path of one of them"
+        f"{directory}: holds more than one model: {_listed(found)}; pass the path of one of them"
     )
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:8])
-    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+def _listed(found: list[str]) -> str:
+    listed = ", ".join(shown(name) for name in found[:8])
+    return listed if len(found) <= 8 else f"{listed} and {len(found) - 8} more"

@@ -30,14 +30,13 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = _open_regular(path)
+        fd = _open_regular(path)
         try:
-            status = os.fstat(self._fd)
-            self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
-            self._map: mmap.mmap | None = _map(self._fd, path)
-        except BaseException:
-            os.close(self._fd)
-            raise
+            self.mtime_ns = os.fstat(fd).st_mtime_ns
+            self._map: mmap.mmap | None = _map(fd, path)
+        finally:
+            os.close(fd)  # the mapping keeps a descriptor of its own
+        self.size = len(self._map)
 
     @property
     def buffer(self) -> mmap.mmap:
@@ -72,7 +71,7 @@ class MappedFile:
         Raises:
             UnreadableInput: the size is not the one the file had when opened.
         """
-        size = os.fstat(self._fd).st_size
+        size = self.buffer.size()
         if size != self.size:
             raise UnreadableInput(
                 f"{self.path}: changed from {self.size} to {size} bytes while being read; "
@@ -93,7 +92,6 @@ class MappedFile:
         mapped, self._map = self._map, None
         if mapped is None:
             return
-        os.close(self._fd)
         # A view that is still in use frees the mapping when it goes.
         with contextlib.suppress(BufferError):
             mapped.close()

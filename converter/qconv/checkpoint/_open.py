@@ -196,7 +196,7 @@ def _quantized_already(tensors: Iterable[StoredTensor]) -> tuple[str, ...]:
         return ()
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     warning = (
-        f"the source is quantized already ({listed} tensors); quantizing it again loses more quality "
-        "than quantizing the original float model"
+        f"the source is quantized already ({listed} tensors); quantizing it again loses more "
+        "quality than quantizing the original float model"
     )
     return (warning,)
