@@ -31,7 +31,7 @@ def write_json(document: Mapping[str, Any]) -> None:
 
 def write_line(line: str) -> None:
     """Print one line of a result."""
-    print(printable(line))  # noqa: T201 - the result
+    print(printable(line).rstrip())  # noqa: T201 - the result
 
 
 def say(line: str) -> None:
