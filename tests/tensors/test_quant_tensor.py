@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconv.errors import UnsupportedGrid, UsageError
-from qconv.grids import UniformGrid
+from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
 from qconv.tensors import QuantTensor
 
 INT4 = UniformGrid(bits=4, symmetric=True, group_size=16)
@@ -27,6 +27,14 @@ def quantized(grid=UINT4, rows: int = 12, columns: int = 32, seed: int = 0) -> Q
 
 @st.composite
 def tensors(draw) -> QuantTensor:
+    rows, seed = draw(st.integers(1, 9)), draw(st.integers(0, 99))
+    family = draw(st.sampled_from(["uniform", "uniform", "block", "superblock"]))
+    if family == "block":
+        kind = draw(st.sampled_from(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]))
+        return quantized(BlockGrid(type=kind, search="ggml"), rows, 64, seed)
+    if family == "superblock":
+        kind = draw(st.sampled_from(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]))
+        return quantized(SuperBlockGrid(type=kind, search="ggml"), rows, 512, seed)
     symmetric = draw(st.booleans())
     columns = draw(st.sampled_from([16, 48]))
     grid = UniformGrid(
@@ -37,7 +45,7 @@ def tensors(draw) -> QuantTensor:
         scale_dtype=draw(st.sampled_from(["float16", "bfloat16", "float32"])),
         search="absmax",
     )
-    return quantized(grid, draw(st.integers(1, 9)), columns, draw(st.integers(0, 99)))
+    return quantized(grid, rows, columns, seed)
 
 
 many = settings(max_examples=40, deadline=None)

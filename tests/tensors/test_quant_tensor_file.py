@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qconv.errors import UnreadableInput
-from qconv.grids import UniformGrid
+from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
 from qconv.tensors import QuantTensor, load_quant_tensors, save_quant_tensors
 
 GRIDS = [
@@ -20,10 +20,13 @@ GRIDS = [
     UniformGrid(bits=3, symmetric=False, group_size=32, scale_dtype="bfloat16"),
     UniformGrid(bits=8, symmetric=True, narrow=True, group_size="channel", scale_dtype="float32"),
     UniformGrid(bits=8, symmetric=False, group_size="tensor", search="absmax"),
+    *(BlockGrid(type=kind, search="ggml") for kind in ("q4_0", "q5_1", "q8_0")),
+    *(SuperBlockGrid(type=kind, search="ggml") for kind in ("q2_k", "q3_k", "q4_k", "q6_k")),
 ]
 
 
-def quantized(grid=GRIDS[0], rows: int = 6, columns: int = 32, seed: int = 0) -> QuantTensor:
+def quantized(grid=GRIDS[0], rows: int = 6, seed: int = 0) -> QuantTensor:
+    columns = 256 if isinstance(grid, SuperBlockGrid) else 32
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     codes, parameters = grid.quantize(weight)
     return QuantTensor(grid=grid, codes=codes, parameters=parameters)

@@ -7,12 +7,12 @@ sign it has. At 4 bits that is 16 values where ``narrow`` has 15.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qconv.errors import UnsupportedGrid, UsageError
+from qconv.grids._block import check_weight
 from qconv.grids._grid import ColumnGrid, Parameters
 
 if TYPE_CHECKING:
@@ -217,16 +217,10 @@ class UniformGrid:
 
         from qconv.grids._uniform_fit import largest_scale
 
-        if weight.dtype != torch.float32:
-            raise UnsupportedGrid(
-                f"weight has dtype {weight.dtype}; grids work on float32: call .float() first"
-            )
         weight = weight.detach()
-        shape: Any = tuple(weight.shape)  # of any length as yet
-        self.check_shape(shape)
+        check_weight(weight)
+        self.check_shape((weight.shape[0], weight.shape[1]))
         low, high = (float(extreme) for extreme in torch.aminmax(weight))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            _refuse_non_finite(weight)
         limit = torch.finfo(getattr(torch, self.scale_dtype)).max
         scale = largest_scale(low, high, self._rule())
         if scale > limit:
@@ -294,15 +288,3 @@ def _relative_importance(weight: torch.Tensor, importance: torch.Tensor | None) 
             "repeat the calibration without the samples that overflow"
         )
     return importance / high if high else importance
-
-
-def _refuse_non_finite(weight: torch.Tensor) -> NoReturn:
-    import torch
-
-    bad = (~torch.isfinite(weight)).nonzero()
-    row, column = bad[0].tolist()
-    raise UnsupportedGrid(
-        f"weight has {len(bad)} values that are not finite, the first in row {row}, "
-        f"column {column}: {float(weight[row, column])}; no grid holds them: "
-        "repair the checkpoint or skip the tensor"
-    )
