@@ -25,7 +25,9 @@ _BLOCK = 32
 
 
 def quantize(
-    type: str, weight: torch.Tensor, importance: torch.Tensor | None = None  # noqa: A002 - the grids' word
+    type: str,
+    weight: torch.Tensor,
+    importance: torch.Tensor | None = None,  # noqa: A002 - the grids' word
 ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
     """Codes and parameters whose packed bytes are those of ``ggml_quantize_chunk``.
 

@@ -176,9 +176,7 @@ def affine_weighted(blocks, importance, highest, scale, minimum, codes):
     step = np.float32(0.05)
     for start in range(0, blocks.shape[0], LANES):
         count = _load(blocks, importance, mean_squares, start, x, w)
-        affine_search(
-            x, w, 0, _BLOCK, np.int32(highest), begin, step, 36, False, True, d, m, found
-        )
+        affine_search(x, w, 0, _BLOCK, np.int32(highest), begin, step, 36, False, True, d, m, found)
         for k in range(count):
             scale[start + k] = half_bits(d[k])
             minimum[start + k] = half_bits(-m[k])

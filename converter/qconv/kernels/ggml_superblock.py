@@ -187,9 +187,7 @@ def _round_symmetric(x, half, d, scales, found):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def affine(
-    blocks, importance, bits, super_scale, super_minimum, sub_scales, sub_minimums, codes
-):
+def affine(blocks, importance, bits, super_scale, super_minimum, sub_scales, sub_minimums, codes):
     """Q2_K, Q4_K and Q5_K: ``bits`` says which.
 
     super_scale, super_minimum: (n,) uint16 · sub_scales, sub_minimums: (n, sub-blocks) uint8

@@ -35,9 +35,9 @@ def half_value(value):
     sign = np.uint32(bits & _SIGN)
     magnitude = np.uint32(bits & _MAGNITUDE)
     small = np.uint32(
-        np.float32(np.float32(np.uint32(magnitude).view(np.float32) + _SUBNORMAL_ULP) - _SUBNORMAL_ULP).view(
-            np.uint32
-        )
+        np.float32(
+            np.float32(np.uint32(magnitude).view(np.float32) + _SUBNORMAL_ULP) - _SUBNORMAL_ULP
+        ).view(np.uint32)
     )
     odd = np.uint32(np.uint32(magnitude >> _DROPPED) & _ONE)
     normal = np.uint32(np.uint32(np.uint32(magnitude + _ROUND) + odd) & _KEPT)

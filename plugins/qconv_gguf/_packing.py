@@ -1,0 +1,319 @@
+"""GGUF block bytes from codes and parameters, and back.
+
+Every type is a few fields in a block of fixed size (https://github.com/ggml-org/llama.cpp,
+``ggml/src/ggml-common.h``), little endian:
+
+* halves and bytes that are copied;
+* *planes*: some bits of every code, ``8 / bits`` codes to a byte. Byte ``l`` of a run holds the codes
+  ``l``, ``l + stride``, ``l + 2 * stride``, ... from its low bits up;
+* 6-bit sub-scales, folded into 12 bytes in one of two ways.
+
+Planes are computed eight codes at a time, as the bytes of one 64-bit word. The loops are plain Python
+that numba compiles at first use; it stays out of this module's import.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qconv.errors import UnsupportedGrid
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.grids import Parameters
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """Bits ``low .. low + bits`` of every code, at byte ``offset`` of the block."""
+
+    offset: int
+    low: int
+    bits: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """A type's block: how many values, how many bytes, and which field lies where (byte offset).
+
+    subs: how sub-scales are stored, and where: ``k4`` and ``k3`` in 12 bytes, ``nibbles``, ``bytes``
+    """
+
+    values: int
+    nbytes: int
+    signed: bool = False
+    halves: Mapping[str, int]
+    planes: tuple[_Plane, ...]
+    subs: tuple[str, int] | None = None
+
+
+@functools.cache
+def _types() -> dict[str, _Block]:
+    nibbles = (_Plane(2, 0, 4, 16),)
+    super_halves = {"super_scale": 0, "super_minimum": 2}
+    return {
+        "q4_0": _Block(values=32, nbytes=18, halves={"scale": 0}, planes=nibbles),
+        "q4_1": _Block(
+            values=32, nbytes=20, halves={"scale": 0, "minimum": 2}, planes=(_Plane(4, 0, 4, 16),)
+        ),
+        "q5_0": _Block(
+            values=32,
+            nbytes=22,
+            halves={"scale": 0},
+            planes=(_Plane(6, 0, 4, 16), _Plane(2, 4, 1, 1)),
+        ),
+        "q5_1": _Block(
+            values=32,
+            nbytes=24,
+            halves={"scale": 0, "minimum": 2},
+            planes=(_Plane(8, 0, 4, 16), _Plane(4, 4, 1, 1)),
+        ),
+        "q8_0": _Block(
+            values=32, nbytes=34, signed=True, halves={"scale": 0}, planes=(_Plane(2, 0, 8, 32),)
+        ),
+        "q2_k": _Block(
+            values=256,
+            nbytes=84,
+            halves={"super_scale": 80, "super_minimum": 82},
+            planes=(_Plane(16, 0, 2, 32),),
+            subs=("nibbles", 0),
+        ),
+        "q3_k": _Block(
+            values=256,
+            nbytes=110,
+            halves={"super_scale": 108},
+            planes=(_Plane(32, 0, 2, 32), _Plane(0, 2, 1, 32)),
+            subs=("k3", 96),
+        ),
+        "q4_k": _Block(
+            values=256,
+            nbytes=144,
+            halves=super_halves,
+            planes=(_Plane(16, 0, 4, 32),),
+            subs=("k4", 4),
+        ),
+        "q5_k": _Block(
+            values=256,
+            nbytes=176,
+            halves=super_halves,
+            planes=(_Plane(48, 0, 4, 32), _Plane(16, 4, 1, 32)),
+            subs=("k4", 4),
+        ),
+        "q6_k": _Block(
+            values=256,
+            nbytes=210,
+            halves={"super_scale": 208},
+            planes=(_Plane(0, 0, 4, 64), _Plane(128, 4, 2, 32)),
+            subs=("bytes", 192),
+        ),
+    }
+
+
+def pack(type: str, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor:  # noqa: A002
+    """Block bytes: (rows, bytes per row) uint8 on the CPU.
+
+    type: ggml type in lower case
+    codes: (rows, columns) int8 for ``q8_0``, else uint8; and the grid's parameters, any device
+    """
+    import torch
+
+    block = _block(type)
+    rows, columns = codes.shape
+    n = rows * columns // block.values
+    raw = _array(codes).reshape(n, block.values).view(np.uint8)
+    fields = {name: _array(values).reshape(n, -1) for name, values in parameters.items()}
+    out = np.empty((n, block.nbytes), np.uint8)
+    for name, offset in block.halves.items():
+        out.view("<u2")[:, offset // 2] = fields[name].view(np.uint16)[:, 0]
+    if block.subs:
+        _pack_subs(*block.subs, fields, out)
+    _compiled(_pack_planes)(raw.view(np.uint64), out, _table(block))
+    return torch.from_numpy(out.reshape(rows, columns // block.values * block.nbytes))
+
+
+def unpack(type: str, data: torch.Tensor) -> tuple[torch.Tensor, Parameters]:  # noqa: A002
+    """Codes and parameters of block bytes, the inverse of :func:`pack`.
+
+    data: (rows, bytes per row) uint8
+    """
+    import torch
+
+    block = _block(type)
+    rows, per_row = data.shape[0], data.shape[1] // block.nbytes
+    if per_row * block.nbytes != data.shape[1]:
+        raise UnsupportedGrid(
+            f"{data.shape[1]} bytes per row are not a multiple of {type}'s {block.nbytes} per block; "
+            "the data is of another type, or cut"
+        )
+    blocks = _array(data).reshape(rows * per_row, block.nbytes)
+    codes = np.zeros((len(blocks), block.values // 8), np.uint64)
+    _compiled(_unpack_planes)(blocks, codes, _table(block))
+    fields: dict[str, Array] = {
+        name: np.ascontiguousarray(blocks.view("<u2")[:, offset // 2]).view(np.float16)
+        for name, offset in block.halves.items()
+    }
+    if block.subs:
+        fields |= _unpack_subs(*block.subs, blocks)
+    raw = codes.view(np.int8 if block.signed else np.uint8)
+    return torch.from_numpy(raw.reshape(rows, per_row * block.values)), {
+        name: torch.from_numpy(values.reshape(rows, per_row, *values.shape[1:]))
+        for name, values in fields.items()
+    }
+
+
+def _block(name: str) -> _Block:
+    block = _types().get(name)
+    if block is None:
+        raise UnsupportedGrid(
+            f"ggml type {name!r} has no packing; choose one of {', '.join(_types())}"
+        )
+    return block
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().contiguous().numpy()
+    # Words are read eight bytes at a time, and a slice of a tensor may start anywhere.
+    return array if array.ctypes.data % 8 == 0 else array.copy()
+
+
+def _table(block: _Block) -> Array:
+    return np.array([(p.offset, p.low, p.bits, p.stride) for p in block.planes], np.uint64)
+
+
+@functools.cache
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    import numba
+
+    compiled: Callable[..., None] = numba.njit(cache=True, nogil=True)(function)
+    return compiled
+
+
+# --- planes ---------------------------------------------------------------------------------------
+
+
+def _pack_planes(words: Array, out: Array, table: Array) -> None:
+    """words: (blocks, values / 8) uint64 · out: (blocks, bytes) uint8 · table: (planes, 4) uint64."""
+    ones = np.uint64(0x0101010101010101)
+    for b in range(words.shape[0]):
+        for p in range(table.shape[0]):
+            offset, low, bits, stride = table[p]
+            mask = ones * ((np.uint64(1) << bits) - np.uint64(1))
+            fields = np.uint64(8) // bits
+            if stride == 1:  # eight neighbours give one byte: bit 8k moves to bit 56 + k
+                for w in range(words.shape[1]):
+                    spread = (words[b, w] >> low) & ones
+                    gathered = (spread * np.uint64(0x0102040810204080)) >> np.uint64(56)
+                    out[b, np.int64(offset) + w] = np.uint8(gathered)
+                continue
+            run = np.int64(stride // np.uint64(8))
+            at = np.int64(offset)
+            for first in range(0, words.shape[1], run * np.int64(fields)):
+                for w in range(run):
+                    byte = (words[b, first + w] >> low) & mask
+                    for k in range(1, np.int64(fields)):
+                        field = (words[b, first + k * run + w] >> low) & mask
+                        byte |= field << (bits * np.uint64(k))
+                    out[b, at] = np.uint8(byte)
+                    out[b, at + 1] = np.uint8(byte >> np.uint64(8))
+                    out[b, at + 2] = np.uint8(byte >> np.uint64(16))
+                    out[b, at + 3] = np.uint8(byte >> np.uint64(24))
+                    out[b, at + 4] = np.uint8(byte >> np.uint64(32))
+                    out[b, at + 5] = np.uint8(byte >> np.uint64(40))
+                    out[b, at + 6] = np.uint8(byte >> np.uint64(48))
+                    out[b, at + 7] = np.uint8(byte >> np.uint64(56))
+                    at += 8
+
+
+def _unpack_planes(blocks: Array, words: Array, table: Array) -> None:
+    """The inverse of :func:`_pack_planes`; words must be zero."""
+    ones = np.uint64(0x0101010101010101)
+    for b in range(blocks.shape[0]):
+        for p in range(table.shape[0]):
+            offset, low, bits, stride = table[p]
+            mask = ones * ((np.uint64(1) << bits) - np.uint64(1))
+            fields = np.int64(np.uint64(8) // bits)
+            at = np.int64(offset)
+            if stride == 1:
+                for w in range(words.shape[1]):
+                    byte = np.uint64(blocks[b, at + w])
+                    for k in range(8):
+                        bit = (byte >> np.uint64(k)) & np.uint64(1)
+                        words[b, w] |= bit << (np.uint64(8 * k) + low)
+                continue
+            run = np.int64(stride // np.uint64(8))
+            for first in range(0, words.shape[1], run * fields):
+                for w in range(run):
+                    byte = np.uint64(0)
+                    for k in range(8):
+                        byte |= np.uint64(blocks[b, at + k]) << np.uint64(8 * k)
+                    at += 8
+                    for k in range(fields):
+                        field = (byte >> (bits * np.uint64(k))) & mask
+                        words[b, first + k * run + w] |= field << low
+
+
+# --- sub-scales -----------------------------------------------------------------------------------
+
+
+def _pack_subs(how: str, offset: int, fields: Mapping[str, Array], out: Array) -> None:
+    scales = fields["sub_scales"].view(np.uint8)
+    if how == "bytes":
+        out[:, offset : offset + 16] = scales
+    elif how == "nibbles":
+        out[:, offset : offset + 16] = scales | (fields["sub_minimums"] << 4)
+    elif how == "k3":
+        _compiled(_fold_k3)(scales, out[:, offset : offset + 12])
+    else:
+        _compiled(_fold_k4)(scales, fields["sub_minimums"], out[:, offset : offset + 12])
+
+
+def _unpack_subs(how: str, offset: int, blocks: Array) -> dict[str, Array]:
+    if how == "bytes":
+        return {"sub_scales": blocks[:, offset : offset + 16].copy().view(np.int8)}
+    if how == "nibbles":
+        both = blocks[:, offset : offset + 16]
+        return {"sub_scales": both & 15, "sub_minimums": both >> 4}
+    scales = blocks[:, offset : offset + 4]
+    middle = blocks[:, offset + 4 : offset + 8]
+    last = blocks[:, offset + 8 : offset + 12]
+    if how == "k4":
+        high = [(last & 15) | ((scales >> 6) << 4), (last >> 4) | ((middle >> 6) << 4)]
+        return {
+            "sub_scales": np.concatenate([scales & 63, high[0]], axis=1),
+            "sub_minimums": np.concatenate([middle & 63, high[1]], axis=1),
+        }
+    low = [scales & 15, middle & 15, scales >> 4, middle >> 4]
+    six = [low[q] | (((last >> (2 * q)) & 3) << 4) for q in range(4)]
+    return {"sub_scales": np.concatenate(six, axis=1).astype(np.int8) - np.int8(32)}
+
+
+def _fold_k4(scales: Array, minimums: Array, out: Array) -> None:
+    """Two rows of eight 6-bit numbers: the upper four lend their top bits to the lower four."""
+    for b in range(scales.shape[0]):
+        for j in range(4):
+            s, upper_s = scales[b, j], scales[b, j + 4]
+            m, upper_m = minimums[b, j], minimums[b, j + 4]
+            out[b, j] = s | ((upper_s >> 4) << 6)
+            out[b, j + 4] = m | ((upper_m >> 4) << 6)
+            out[b, j + 8] = (upper_s & 15) | ((upper_m & 15) << 4)
+
+
+def _fold_k3(scales: Array, out: Array) -> None:
+    """Sixteen 6-bit numbers, stored plus 32: nibbles first, then the top bits, four to a byte."""
+    for b in range(scales.shape[0]):
+        for j in range(4):
+            top = 0
+            for q in range(4):
+                top |= (((scales[b, 4 * q + j] + 32) >> 4) & 3) << (2 * q)
+            out[b, j + 8] = top
+        for j in range(8):
+            out[b, j] = ((scales[b, j] + 32) & 15) | (((scales[b, j + 8] + 32) & 15) << 4)
