@@ -110,6 +110,15 @@ def test_the_bar_goes_away_when_the_work_fails() -> None:
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
 
 
+def test_no_time_is_foretold_from_the_first_small_tensor() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream=stream, clock=clock)
+    progress(started())
+    clock.now += 20
+    progress(finished(nbytes=1000))
+    assert stream.getvalue().splitlines()[1].endswith("50.0 k weights/s")
+
+
 def test_a_source_without_bytes_divides_nothing_by_zero() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream=stream, clock=clock)

@@ -52,10 +52,11 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at the speed so far; None before anything is done."""
-        if not self.nbytes_done:
+        """Time left at the speed so far; None before a hundredth is done: start-up would mislead."""
+        to_do = self.nbytes - self.resumed_nbytes
+        if not self.nbytes_done or self.nbytes_done < to_do / 100:
             return None
-        left = max(0, self.nbytes - self.resumed_nbytes - self.nbytes_done)
+        left = max(0, to_do - self.nbytes_done)
         return left * (self.now - self.began) / self.nbytes_done
 
     def add(self, event: TensorFinished, now: float) -> None:
