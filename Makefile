@@ -46,7 +46,7 @@ bench: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/whole.py
 
 schemas: $(READY)
-	$(BIN)/python tests/schemas/regenerate.py
+	$(BIN)/python tests/schemas/regenerate.py schemas
 
 clean:
 	rm -rf $(VENV) $(MODELS) out

@@ -1,7 +1,7 @@
-"""The whole command on a checkpoint of about 1.17 billion random weights, against llama.cpp's tools.
+"""The whole command on about 1.17 billion random weights, against llama.cpp's own tools.
 
     python tests/bench/whole.py
-    python tests/bench/whole.py --convert convert_hf_to_gguf.py --python PYTHON --quantize llama-quantize
+    python tests/bench/whole.py --convert convert_hf_to_gguf.py --quantize llama-quantize
 
 Prints wall seconds, CPU seconds and peak memory of each command, and qconv's as ratios of the sum
 of llama.cpp's two. The peers run only when their paths are given: they live in their own

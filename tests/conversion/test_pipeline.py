@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
@@ -29,6 +31,8 @@ from qconv.plugin import (
     TensorFinished,
 )
 from toy import MemoryCheckpoint, ToyBackend, reversed_rows
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 class NoRounder:
@@ -340,3 +344,9 @@ def test_new_files_have_the_users_file_mode(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert (tmp_path / "toy.bin").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_the_json_satisfies_its_schema(tmp_path):
+    schema = json.loads((SCHEMAS / "conversion.schema.json").read_text())
+    result = convert(random_checkpoint(), tmp_path, ToyBackend())
+    jsonschema.validate(json.loads(json.dumps(result.to_json())), schema)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
@@ -18,6 +20,8 @@ from qconv.errors import (
 from qconv.planning import Plan, build_plan, check_disk, check_fallbacks
 from qconv.plugin import Layout, Place, RowOrder, TensorPlans
 from toy import MemoryCheckpoint, ToyBackend, reversed_rows
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def two_tensors() -> MemoryCheckpoint:
@@ -185,3 +189,9 @@ def test_too_little_disk_is_an_error_that_says_how_much(tmp_path):
     check_disk(tmp_path / "not" / "there" / "yet", 1)
     with pytest.raises(NotEnoughResources, match="need .* more bytes, but only .* are free"):
         check_disk(tmp_path, 1 << 60)
+
+
+def test_the_json_satisfies_its_schema():
+    schema = json.loads((SCHEMAS / "plan.schema.json").read_text())
+    plan = plan_for(two_tensors(), ToyBackend(drops=["b"]))
+    jsonschema.validate(json.loads(json.dumps(plan.to_json())), schema)

@@ -1,27 +1,29 @@
-"""Writes the JSON Schemas of what qconv reads: ``python tests/schemas/regenerate.py schemas``."""
+"""Writes the JSON Schemas of what qconv reads and prints: ``make schemas``."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
+from qconv.conversion import ConversionJson
+from qconv.planning import PlanJson
 from qconv.tensors import QuantTensorMetadata
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-#: Every committed schema and the model it describes.
-MODELS: dict[str, type[BaseModel]] = {
+#: Every committed schema and the type it describes.
+MODELS: dict[str, type] = {
+    "conversion.schema.json": ConversionJson,
+    "plan.schema.json": PlanJson,
     "quant-tensor.schema.json": QuantTensorMetadata,
 }
 
 
-def schema_text(model: type[BaseModel]) -> str:
+def schema_text(model: type) -> str:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **model.model_json_schema(),
+        **TypeAdapter(model).json_schema(),
     }
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 

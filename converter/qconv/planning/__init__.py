@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconv.planning._borders import matrix_shape
+from qconv.planning._json import PlanJson
 from qconv.planning._needs import Needs, check_disk, default_threads
 from qconv.planning._plan import (
     Plan,
@@ -16,6 +17,7 @@ from qconv.planning._plan import (
 __all__ = [
     "Needs",
     "Plan",
+    "PlanJson",
     "TargetPlan",
     "build_plan",
     "check_disk",
