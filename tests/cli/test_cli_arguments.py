@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,29 @@ def test_convert_is_the_command_when_none_is_named(
     assert qconv_cli(*line.split()).code == 0
     assert (asked["model"], asked["to"]) == (Path("m"), ["a:b"])
     assert "resume" in asked
+
+
+def test_inspect_reads_values_unless_told_not_to(
+    qconv_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Path, bool]] = []
+
+    def fake(path: Path, *, values: bool) -> SimpleNamespace:
+        seen.append((path, values))
+        return SimpleNamespace(warnings=("it is odd",), to_json=lambda: {"path": "x"})
+
+    monkeypatch.setattr(qconv, "inspect", fake, raising=False)
+    ran = qconv_cli("inspect", "x", "--json")
+    assert (ran.code, ran.err, json.loads(ran.out)) == (0, "warning: it is odd\n", {"path": "x"})
+    assert qconv_cli("inspect", "x", "--json", "--no-values").code == 0
+    assert seen == [(Path("x"), True), (Path("x"), False)]
+
+
+def test_plugins_lists_ours(qconv_cli: Cli) -> None:
+    document = json.loads(qconv_cli("plugins", "--json").out)
+    ours = [item for item in document["plugins"] if item["distribution"] == "qconv"]
+    assert {"gguf", "rtn"} <= {item["entry_point"] for item in ours}
+    assert "rtn  (qconv" in qconv_cli("plugins").out
 
 
 SYNTAX: dict[str, Any] = {

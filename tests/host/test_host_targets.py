@@ -34,6 +34,7 @@ def test_options_take_their_own_spelling(host: Host) -> None:
         ("gguf:q4kmm", "unknown target 'gguf:q4kmm'; did you mean gguf:q4_k_m?"),
         ("gguff:q4km", "unknown target 'gguff:q4km'; did you mean gguf:q4_k_m?"),
         ("q4km", "unknown target 'q4km'; did you mean gguf:q4_k_m?"),
+        ("gguf:int8", "unknown target 'gguf:int8'; gguf offers: q8_0, q4_k_m, q4_k_s"),
         ("zzz:99", "unknown target 'zzz:99'; backends: gguf"),
         ("gguf:", "target 'gguf:' names no format; gguf offers: q8_0, q4_k_m, q4_k_s"),
         ("gguf", "target 'gguf' names no format; gguf offers: q8_0, q4_k_m, q4_k_s"),

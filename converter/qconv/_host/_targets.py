@@ -47,7 +47,7 @@ def make_target(text: str, spec: BackendSpec, backends: Iterable[BackendSpec]) -
     formats = {normalise(item.name): item.name for item in spec.formats}
     if not wanted:
         raise UsageError(
-            f"target '{text}' names no format; {spec.name} offers: {listing(formats.values())} "
+            f"target '{text}' names no format; {_offers(spec)} "
             f"(write e.g. {spec.name}:{spec.formats[0].name})"
         )
     if normalise(wanted) not in formats:
@@ -67,17 +67,22 @@ def unknown_target(
     within: the backend whose format is unknown; None when the backend itself is
     """
     head = text.split(",", maxsplit=1)[0].strip()
+    if within is not None:  # the backend is right: its name must not count as likeness
+        names = [item.name for item in within.formats]
+        match = closest(head.partition(":")[2], names)
+        rest = f"did you mean {within.name}:{match}?" if match else _offers(within)
+        return f"unknown target '{head}'; {rest}"
     backends = tuple(backends)
-    offering = backends if within is None else (within,)
-    labels = [f"{spec.name}:{item.name}" for spec in offering for item in spec.formats]
+    labels = [f"{spec.name}:{item.name}" for spec in backends for item in spec.formats]
     bare = [label for label in labels if normalise(label.partition(":")[2]) == normalise(head)]
     match = bare[0] if bare else closest(head, labels)
     if match:
         return f"unknown target '{head}'; did you mean {match}?"
-    if within is not None:
-        known = listing(item.name for item in within.formats)
-        return f"unknown target '{head}'; {within.name} offers: {known}"
     return f"unknown target '{head}'; backends: {listing(spec.name for spec in backends)}"
+
+
+def _offers(spec: BackendSpec) -> str:
+    return f"{spec.name} offers: {listing(item.name for item in spec.formats)}"
 
 
 def _read_options(text: str, spec: BackendSpec, written: Iterable[str]) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at the speed so far; None before a hundredth is done: start-up would mislead."""
+        """Time left at the speed so far; None before a hundredth is done: start-up misleads."""
         to_do = self.nbytes - self.resumed_nbytes
         if not self.nbytes_done or self.nbytes_done < to_do / 100:
             return None
