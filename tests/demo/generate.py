@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qconv_gguf import Gguf
+from qconv_gguf._llama_cpp import LlamaCpp
 
 PROMPT = (
     "<|im_start|>user\nWhat is the capital of France, and what is it known for?<|im_end|>\n"
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     for path in parser.parse_args().files:
-        with Gguf().runtime(path) as engine:
+        with LlamaCpp(path) as engine:
             print(f"\n{path.name}, as llama.cpp runs it:\n  {engine.generate(PROMPT, 48).strip()}")
 
 
