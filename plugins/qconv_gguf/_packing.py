@@ -4,12 +4,12 @@ Every type is a few fields in a block of fixed size (https://github.com/ggml-org
 ``ggml/src/ggml-common.h``), little endian:
 
 * halves and bytes that are copied;
-* *planes*: some bits of every code, ``8 / bits`` codes to a byte. Byte ``l`` of a run holds the codes
-  ``l``, ``l + stride``, ``l + 2 * stride``, ... from its low bits up;
+* *planes*: some bits of every code, ``8 / bits`` codes to a byte. Byte ``l`` of a run holds the
+  codes ``l``, ``l + stride``, ``l + 2 * stride``, ... from its low bits up;
 * 6-bit sub-scales, folded into 12 bytes in one of two ways.
 
-Planes are computed eight codes at a time, as the bytes of one 64-bit word. The loops are plain Python
-that numba compiles at first use; it stays out of this module's import.
+Planes are computed eight codes at a time, as the bytes of one 64-bit word. The loops are plain
+Python that numba compiles at first use; it stays out of this module's import.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Plane:
 class _Block:
     """A type's block: how many values, how many bytes, and which field lies where (byte offset).
 
-    subs: how sub-scales are stored, and where: ``k4`` and ``k3`` in 12 bytes, ``nibbles``, ``bytes``
+    subs: how sub-scales lie (``k4`` and ``k3`` in 12 bytes, ``nibbles``, ``bytes``), and where
     """
 
     values: int
@@ -118,15 +118,15 @@ def _types() -> dict[str, _Block]:
     }
 
 
-def pack(type: str, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor:  # noqa: A002
+def pack(storage: str, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor:
     """Block bytes: (rows, bytes per row) uint8 on the CPU.
 
-    type: ggml type in lower case
+    storage: ggml type in lower case
     codes: (rows, columns) int8 for ``q8_0``, else uint8; and the grid's parameters, any device
     """
     import torch
 
-    block = _block(type)
+    block = _block(storage)
     rows, columns = codes.shape
     n = rows * columns // block.values
     raw = _array(codes).reshape(n, block.values).view(np.uint8)
@@ -140,19 +140,19 @@ def pack(type: str, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor
     return torch.from_numpy(out.reshape(rows, columns // block.values * block.nbytes))
 
 
-def unpack(type: str, data: torch.Tensor) -> tuple[torch.Tensor, Parameters]:  # noqa: A002
+def unpack(storage: str, data: torch.Tensor) -> tuple[torch.Tensor, Parameters]:
     """Codes and parameters of block bytes, the inverse of :func:`pack`.
 
     data: (rows, bytes per row) uint8
     """
     import torch
 
-    block = _block(type)
+    block = _block(storage)
     rows, per_row = data.shape[0], data.shape[1] // block.nbytes
     if per_row * block.nbytes != data.shape[1]:
         raise UnsupportedGrid(
-            f"{data.shape[1]} bytes per row are not a multiple of {type}'s {block.nbytes} per block; "
-            "the data is of another type, or cut"
+            f"{data.shape[1]} bytes per row are not a multiple of {storage}'s {block.nbytes} "
+            "per block; the data is of another type, or cut"
         )
     blocks = _array(data).reshape(rows * per_row, block.nbytes)
     codes = np.zeros((len(blocks), block.values // 8), np.uint64)
@@ -201,7 +201,7 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _pack_planes(words: Array, out: Array, table: Array) -> None:
-    """words: (blocks, values / 8) uint64 · out: (blocks, bytes) uint8 · table: (planes, 4) uint64."""
+    """Words (blocks, values / 8) uint64 to out (blocks, bytes) uint8; table (planes, 4) uint64."""
     ones = np.uint64(0x0101010101010101)
     for b in range(words.shape[0]):
         for p in range(table.shape[0]):

@@ -49,10 +49,12 @@ def _codes_of(block_type: BlockType) -> _Codes:
 class BlockGrid:
     """Blocks of 32 along a row.
 
-    Q8_0: ``scale * code``, int8. Q4_0, Q5_0: ``scale * (code - 8 or 16)``, uint8, scale of either sign.
-    Q4_1, Q5_1: ``scale * code + minimum``, uint8. ``scale`` and ``minimum`` are (rows, blocks) float16.
+    Q8_0: ``scale * code``, int8. Q4_0, Q5_0: ``scale * (code - 8 or 16)``, uint8, the scale of
+    either sign. Q4_1, Q5_1: ``scale * code + minimum``, uint8. ``scale`` and ``minimum`` are
+    (rows, blocks) float16.
 
-    search: ``ggml`` gives llama.cpp's own codes and parameters, byte for byte; ``default`` errs less
+    search: ``ggml`` gives llama.cpp's own codes and parameters, byte for byte; ``default`` errs
+        less
     """
 
     type: BlockType
@@ -276,9 +278,9 @@ def _check_halves(grid: str, weight: torch.Tensor, parameters: Parameters) -> No
         size = weight.shape[1] // values.shape[1]
         largest = float(weight[row, block * size : (block + 1) * size].abs().max())
         raise UnsupportedGrid(
-            f"row {row}, columns {block * size}..{(block + 1) * size - 1}: values up to {largest:.4g} "
-            f"need a {name.replace('_', ' ')} that {grid} cannot store, float16 ends at 65504; "
-            "keep the tensor in float32 or bfloat16"
+            f"row {row}, columns {block * size}..{(block + 1) * size - 1}: "
+            f"values up to {largest:.4g} need a {name.replace('_', ' ')} "
+            f"that {grid} cannot store, float16 ends at 65504; keep the tensor in bfloat16"
         )
 
 

@@ -1,4 +1,4 @@
-"""Super-block grids: 256 values share float16 super-scales, and 16 or 32 of them a small integer one.
+"""Super-block grids: 256 values share a float16 super-scale, and 16 or 32 a small integer one.
 
 llama.cpp's Q2_K to Q6_K (https://github.com/ggml-org/llama.cpp, ``ggml/src/ggml-quants.c``:
 dequantize_row_*).
@@ -53,12 +53,13 @@ def _codes_of(block_type: SuperBlockType) -> _Codes:
 class SuperBlockGrid:
     """Super-blocks of 256 along a row, in sub-blocks of 16 (Q2_K, Q3_K, Q6_K) or 32 (Q4_K, Q5_K).
 
-    Q2_K, Q4_K, Q5_K: ``super_scale * sub_scale * code - super_minimum * sub_minimum``, sub-scales and
-    sub-minimums uint8 of 4 or 6 bits. Q3_K, Q6_K: ``super_scale * sub_scale * (code - 4 or 32)``,
-    sub-scales int8 of 6 or 8 bits. Codes are uint8. ``super_*`` is (rows, super-blocks) float16,
-    ``sub_*`` (rows, super-blocks, sub-blocks).
+    Q2_K, Q4_K, Q5_K: ``super_scale * sub_scale * code - super_minimum * sub_minimum``, sub-scales
+    and sub-minimums uint8 of 4 or 6 bits. Q3_K, Q6_K: ``super_scale * sub_scale * (code - 4)``, or
+    32, sub-scales int8 of 6 or 8 bits. Codes are uint8. ``super_*`` is (rows, super-blocks)
+    float16, ``sub_*`` (rows, super-blocks, sub-blocks).
 
-    search: ``ggml`` gives llama.cpp's own codes and parameters, byte for byte; ``default`` errs less
+    search: ``ggml`` gives llama.cpp's own codes and parameters, byte for byte; ``default`` errs
+        less
     """
 
     type: SuperBlockType
@@ -166,7 +167,7 @@ class SuperBlockGrid:
         return values.view(codes.shape)
 
     def column(self, parameters: Parameters, index: int) -> ColumnGrid:
-        """The values of column ``index``; those of Q6_K may differ from decoding by one rounding."""
+        """The values of column ``index``; for Q6_K they may be one rounding off."""
         kind = _codes_of(self.type)
         block, sub = index // _SIZE, index % _SIZE * kind.subs // _SIZE
         super_scale = parameters["super_scale"][:, block].float()

@@ -4,9 +4,13 @@ Source of the algorithms: https://github.com/ggml-org/llama.cpp, ``ggml/src/ggml
 write into arrays the caller made; halves are uint16. ``blocks`` is (n, 32) float32, the rows of a
 weight cut into blocks; ``importance`` is (blocks per row, 32) float32.
 
-A block whose scale is so small that its reciprocal is infinite gets codes 0: converting infinity or NaN
-to an integer yields the low byte of 0x80000000 on x86-64, and the stored scale is 0 anyway.
+A block whose scale is so small that its reciprocal is infinite gets codes 0: converting infinity or
+NaN to an integer yields the low byte of 0x80000000 on x86-64, and the stored scale is 0 anyway.
 """
+
+# Comparisons are C's, written out: numba's min and max widen integers, and treat NaN and -0 their
+# own way. Flags go to compiled functions by position, as everything does.
+# ruff: noqa: FURB136, FBT003
 
 from __future__ import annotations
 

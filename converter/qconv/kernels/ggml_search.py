@@ -1,13 +1,17 @@
 """The scale searches of llama.cpp's quantizers, in its arithmetic, for 64 blocks side by side.
 
-Source of the algorithms: https://github.com/ggml-org/llama.cpp, ``ggml/src/ggml-quants.c``. Bytes agree
-with it because every lane (one block) does the same float32 operations in the same order: sums run
-left to right over a block, no multiply-add is fused, and products associate as C does. Lanes are
-independent, so the compiler may use whatever vector width there is.
+Source of the algorithms: https://github.com/ggml-org/llama.cpp, ``ggml/src/ggml-quants.c``. Bytes
+agree with it because every lane (one block) does the same float32 operations in the same order:
+sums run left to right over a block, no multiply-add is fused, and products associate as C does.
+Lanes are independent, so the compiler may use whatever vector width there is.
 
-Tiles are ``(n, LANES)`` float32: value ``i`` of block ``k`` at ``[first + i, k]``. Scratch rows live in
-one array of constant shape, which is what lets LLVM prove that rows do not overlap.
+Tiles are ``(n, LANES)`` float32: value ``i`` of block ``k`` at ``[first + i, k]``. Scratch rows
+live in one array of constant shape, which is what lets LLVM prove that rows do not overlap.
 """
+
+# Comparisons are C's, written out: numba's min and max widen integers, and treat NaN and -0 their
+# own way. Flags go to compiled functions by position, as everything does.
+# ruff: noqa: FURB136, FBT003
 
 from __future__ import annotations
 
@@ -21,8 +25,8 @@ ONE = np.float32(1)
 #: Below this a block counts as all zero (ggml-quants.c: GROUP_MAX_EPS).
 TINY = np.float32(1e-15)
 
-# 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits. Beyond 2^22 the result is
-# meaningless, and where llama.cpp does not clamp first, its files depend on that result.
+# 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits. Beyond 2^22 the result
+# is meaningless, and where llama.cpp does not clamp first, its files depend on that result.
 _MAGIC = np.float32(12582912)
 _MANTISSA = np.int32(0x007FFFFF)
 _MIDDLE = np.int32(0x00400000)
@@ -62,8 +66,8 @@ def affine_search(
     x, w: tiles, w being the weight of each squared (``absolute``: plain) error
     highest: int32, codes are 0..highest
     begin, step, steps: candidate s divides the range by ``highest + begin + step * s``
-    clamped: candidates clamp before they round, which llama.cpp does only under importance; it matters
-        where zero importances have let the range collapse
+    clamped: candidates clamp before they round, which llama.cpp does only under importance; it
+        matters where zero importances have let the range collapse
     scale, minimum: (LANES,) float32, written; minimum is negated, so it is not negative
     codes: tile of uint8, written
     """

@@ -6,6 +6,10 @@ weight cut into super-blocks; ``importance`` is (super-blocks per row, 256) floa
 64 super-blocks are searched side by side, one sub-block position after another.
 """
 
+# Comparisons are C's, written out: numba's min and max widen integers, and treat NaN and -0 their
+# own way.
+# ruff: noqa: FURB136
+
 from __future__ import annotations
 
 import numpy as np

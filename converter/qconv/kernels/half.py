@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# float32 bit patterns: sign, magnitude, the smallest normal half (2^-14), and the first magnitude that
-# rounds past the largest half (65520), the largest half being 65504.
+# float32 bit patterns: sign, magnitude, the smallest normal half (2^-14), and the first magnitude
+# that rounds past the largest half (65520), the largest half being 65504.
 _SIGN = np.uint32(0x80000000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SMALLEST_NORMAL = np.uint32(0x38800000)
