@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def summarise(
     running = _Running(columns)
     if columns > _SLAB:
         for row in range(rows):
-            running.add(_long_row(checkpoint, info.name, row, columns))
-            progress((row + 1) / rows)
+            running.add(reduce(_Extent.joined, _parts(checkpoint, info, row, progress)))
         return running.summary()
     step = max(1, _SLAB // max(1, columns))
     for start in range(0, rows, step):
@@ -81,17 +81,16 @@ def summarise(
     return running.summary()
 
 
-def _long_row(checkpoint: FileCheckpoint, name: str, row: int, columns: int) -> _Extent:
-    block = checkpoint.block(name)
+def _parts(
+    checkpoint: FileCheckpoint, info: TensorInfo, row: int, progress: Callable[[float], None]
+) -> Iterable[_Extent]:
+    """One row, of one column at least, in parts."""
+    columns, block = info.shape[-1], checkpoint.block(info.name)
     step = _SLAB // block * block
-    whole: _Extent | None = None
     for start in range(0, columns, step):
-        part = checkpoint.read_part(name, row, start, min(start + step, columns))
-        extent = _extent(part.reshape(1, -1))
-        whole = extent if whole is None else whole.joined(extent)
-    if whole is None:
-        raise ValueError(f"tensor {name!r}: an empty row has no extent")
-    return whole
+        stop = min(start + step, columns)
+        yield _extent(checkpoint.read_part(info.name, row, start, stop).reshape(1, -1))
+        progress((row * columns + stop) / info.numel)
 
 
 def _extent(values: torch.Tensor) -> _Extent:
@@ -113,14 +112,14 @@ def _extent(values: torch.Tensor) -> _Extent:
 
 
 def _computable(values: torch.Tensor) -> torch.Tensor:
-    """Types without arithmetic of their own in a float type that holds them."""
+    """Types without extremes of their own in one that has them and holds their values."""
     import torch
 
-    if values.dtype in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
-        return values
-    if values.is_floating_point() or values.dtype == torch.bool:
+    if values.dtype in {torch.uint16, torch.uint32, torch.uint64}:
+        return values.to(torch.float64)
+    if values.is_floating_point() and values.dtype.itemsize == 1:
         return values.to(torch.float32)
-    return values.to(torch.float64)
+    return values
 
 
 class _Running:
