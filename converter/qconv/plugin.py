@@ -347,7 +347,10 @@ class CheckSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionStarted:
-    """Work begins. weights and nbytes_out count all targets; resumed_nbytes is already on disk."""
+    """Work begins. weights and nbytes_out count all targets; resumed_nbytes is already on disk.
+
+    warnings: what the user should know of the source and the plan
+    """
 
     source: str
     targets: tuple[str, ...]
@@ -355,6 +358,7 @@ class ConversionStarted:
     weights: int
     nbytes_out: int
     resumed_nbytes: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

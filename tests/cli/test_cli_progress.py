@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qconv.cli._progress import Progress
+from qconv.cli._progress import Progress, warned_of
 from qconv.plugin import (
     ArtifactFinished,
     ConversionFailed,
@@ -130,3 +130,19 @@ def test_a_source_without_bytes_divides_nothing_by_zero() -> None:
     clock.now += 20
     progress(finished(nbytes=0))
     assert stream.getvalue().splitlines()[1].startswith("  0%  1/0 tensors, 0 bytes of 0 bytes")
+
+
+def test_warnings_come_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[object] = []
+    event = ConversionStarted(
+        source="m",
+        targets=("toy:f32",),
+        tensors=1,
+        weights=1,
+        nbytes_out=1,
+        resumed_nbytes=0,
+        warnings=("mind the gap",),
+    )
+    warned_of(seen.append)(event)
+    assert seen == [event]
+    assert capsys.readouterr().err == "warning: mind the gap\n"

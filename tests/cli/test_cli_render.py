@@ -54,7 +54,7 @@ def test_plan_puts_layers_together(plan: Plan, capsys: pytest.CaptureFixture[str
     render_plan(plan)
     lines = lines_of(capsys)
     assert lines[0] == "models/toy: 5 tensors, 1.3 k weights, 5.1 kB (safetensors)"
-    assert "toy:f32: 4.1 kB, 32.00 bits per weight" in lines
+    assert "toy:f32: 4.1 kB, 32.00 bits per weight (F32 75%, Q5_0 25%)" in lines
     assert f"{Path('out/toy.bin')} 4104 bytes" in lines
     name = "model.layers.*.[bold]up[/bold].weight"
     assert f"{name} 2 4x64 cast F32 2.0 kB toys are float32" in lines
@@ -78,12 +78,13 @@ def test_conversion_names_its_files(plan: Plan, capsys: pytest.CaptureFixture[st
         nbytes=4104,
         weights=2_000_000,
         bits_per_weight=4.5,
-        fallback_share=0.0,
+        fallback_share=0.25,
+        type_shares={"Q4_K": 0.75, "Q5_0": 0.249, "F32": 0.001},
     )
     render_conversion(Conversion(plan=plan, artifacts=(artifact,), seconds=2.0))
     assert lines_of(capsys) == [
-        "toy:f32: 4.1 kB, 4.50 bits per weight",
-        str(Path("out/[toy].bin")),
+        "target size bits/weight fallback types file SHA-256",
+        f"toy:f32 4.1 kB 4.50 25% Q4_K 75%, Q5_0 25% {Path('out/[toy].bin')} 000000000000...",
         "done in 2.0 s, 1.0 M weights/s",
     ]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qconv.plugin import ConversionFinished, ConversionStarted, TensorFinished
 
-from ._output import console, printable
+from ._output import console, printable, warn
 from ._sizes import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -133,6 +133,17 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._display.stop()
+
+
+def warned_of(observer: Callable[[Event], None]) -> Callable[[Event], None]:
+    """``observer``, behind the warnings that a conversion starts with."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event, ConversionStarted):
+            warn(event.warnings)
+        observer(event)
+
+    return watch
 
 
 def _choose(*, quiet: bool, stream: TextIO) -> _Display:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from qconv.inspection import Inspection, TensorRow, TokenizerSummary
     from qconv.planning import Plan, TargetPlan
 
+#: Characters of a checksum in a table; ``--json`` has all of them.
+_DIGEST = 12
+#: Share of the weights below which a type is left out of a table: vectors, mostly.
+_VISIBLE = 0.005
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -44,7 +48,7 @@ def render_plan(plan: Plan, *, every_tensor: bool = False) -> None:
 def _render_target(plan: Plan, target: TargetPlan, *, every_tensor: bool) -> None:
     write_line(
         f"\n{target.label}: {format_bytes(target.nbytes)}, "
-        f"{target.bits_per_weight:.2f} bits per weight"
+        f"{target.bits_per_weight:.2f} bits per weight ({_type_shares(target.type_shares)})"
     )
     for file in target.layout.files:
         write_line(f"  {plan.out / file.path}  {file.nbytes} bytes")
@@ -105,16 +109,27 @@ def _rows(target: TargetPlan, *, every_tensor: bool) -> Iterable[_Row]:
 
 def render_conversion(conversion: Conversion) -> None:
     """Print what a conversion wrote."""
+    table = _table("target", ">size", ">bits/weight", ">fallback", "types", "file", "SHA-256")
     for artifact in conversion.artifacts:
-        write_line(
-            f"{artifact.target}: {format_bytes(artifact.nbytes)}, "
-            f"{artifact.bits_per_weight:.2f} bits per weight"
+        first = (
+            artifact.target,
+            format_bytes(artifact.nbytes),
+            f"{artifact.bits_per_weight:.2f}",
+            f"{artifact.fallback_share:.0%}",
+            _type_shares(artifact.type_shares),
         )
-        for path in artifact.files:
-            write_line(f"  {path}")
+        for path, digest in zip(artifact.files, artifact.sha256, strict=True):
+            _add_row(table, *first, str(path), f"{digest[:_DIGEST]}...")
+            first = ("",) * len(first)
+    _print(table)
     weights = sum(artifact.weights for artifact in conversion.artifacts)
     speed = weights / max(1e-9, conversion.seconds)
     write_line(f"done in {format_seconds(conversion.seconds)}, {format_count(speed)} weights/s")
+
+
+def _type_shares(shares: Mapping[str, float]) -> str:
+    """Types with their shares of the weights; what rounds to nothing is left out."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= _VISIBLE)
 
 
 def render_inspection(inspection: Inspection, *, every_tensor: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import _options as given
-from ._output import results_only, warn, write_json
+from ._output import results_only, write_json
 from ._sizes import parse_share, parse_size
 
 
@@ -37,7 +37,7 @@ def convert(
     """
     import qconv
 
-    from ._progress import Progress
+    from ._progress import Progress, warned_of
 
     share = None if max_fallback is None else parse_share(max_fallback, "--max-fallback")
     nbytes = None if max_ram is None else parse_size(max_ram, "--max-ram")
@@ -54,9 +54,8 @@ def convert(
             threads=threads,
             max_ram=nbytes,
             resume=not no_resume,
-            observer=progress,
+            observer=warned_of(progress),
         )
-    warn(conversion.plan.warnings)
     if as_json:
         return write_json(conversion.to_json())
     from ._render import render_conversion

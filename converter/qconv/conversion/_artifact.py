@@ -19,7 +19,7 @@ from qconv.conversion._journal import Journal, Slab, checksum_of, read_journal
 from qconv.errors import BrokenPlugin, NotEnoughResources, OutputExists, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -41,6 +41,7 @@ class Artifact:
     sha256: hex digest of each file, in the order of ``files``
     bits_per_weight: tensor data per value
     fallback_share: share of values stored in a fallback type, 0 to 1
+    type_shares: share of values in each storage type, largest first
     """
 
     target: str
@@ -50,6 +51,7 @@ class Artifact:
     weights: int
     bits_per_weight: float
     fallback_share: float
+    type_shares: Mapping[str, float]
 
     def to_json(self) -> ArtifactJson:
         """The artifact as JSON-able data (``schemas/conversion.schema.json``)."""
@@ -63,6 +65,7 @@ class Artifact:
             "weights": self.weights,
             "bits_per_weight": self.bits_per_weight,
             "fallback_share": self.fallback_share,
+            "type_shares": dict(self.type_shares),
         }
 
 
@@ -205,6 +208,7 @@ class ArtifactWriter:
             weights=target.weights,
             bits_per_weight=target.bits_per_weight,
             fallback_share=target.fallback_share,
+            type_shares=target.type_shares,
         )
 
     def discard(self) -> None:

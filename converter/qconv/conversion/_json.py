@@ -13,7 +13,7 @@ class WrittenJson(TypedDict):
 
 
 class ArtifactJson(TypedDict):
-    """A finished artifact. fallback_share: share of values in a fallback type, 0 to 1."""
+    """A finished artifact. Shares are of values, 0 to 1; types largest first."""
 
     target: str
     files: list[WrittenJson]
@@ -21,6 +21,7 @@ class ArtifactJson(TypedDict):
     weights: int
     bits_per_weight: float
     fallback_share: float
+    type_shares: dict[str, float]
 
 
 class ConversionJson(TypedDict):

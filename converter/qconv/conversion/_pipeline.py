@@ -181,6 +181,7 @@ def _started(plan: Plan, writers: Sequence[ArtifactWriter]) -> ConversionStarted
         weights=sum(target.weights for target in plan.targets),
         nbytes_out=plan.needs.disk_nbytes,
         resumed_nbytes=sum(writer.done_nbytes() for writer in writers),
+        warnings=plan.warnings,
     )
 
 

@@ -54,7 +54,7 @@ class TensorJson(TypedDict):
 
 
 class TargetJson(TypedDict):
-    """Everything one target will write. fallback_share: share of values, 0 to 1."""
+    """Everything one target will write. Shares are of values, 0 to 1; types largest first."""
 
     target: str
     options: dict[str, str]
@@ -63,6 +63,7 @@ class TargetJson(TypedDict):
     weights: int
     bits_per_weight: float
     fallback_share: float
+    type_shares: dict[str, float]
     tensors: list[TensorJson]
 
 

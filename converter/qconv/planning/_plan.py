@@ -51,6 +51,15 @@ class TargetPlan:
         return 8 * nbytes / max(1, self.weights)
 
     @property
+    def type_shares(self) -> dict[str, float]:
+        """Share of the artifact's values in each storage type, 0 to 1, largest first."""
+        weights: dict[str, int] = {}
+        for plan in self.tensors.tensors:
+            weights[plan.storage] = weights.get(plan.storage, 0) + _numel(plan.shape)
+        ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+        return {name: count / max(1, self.weights) for name, count in ranked}
+
+    @property
     def fallbacks(self) -> tuple[TensorPlan, ...]:
         """Tensors stored in another type than the format asks for, because of their shape."""
         return tuple(plan for plan in self.tensors.tensors if plan.fallback_from)
@@ -70,6 +79,7 @@ class TargetPlan:
             "weights": self.weights,
             "bits_per_weight": self.bits_per_weight,
             "fallback_share": self.fallback_share,
+            "type_shares": self.type_shares,
             "tensors": list(self._rows()),
         }
 
