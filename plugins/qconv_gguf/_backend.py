@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UnreadableInput, UnsupportedGrid
 from qconv.plugin import (
@@ -202,10 +202,11 @@ def _grid(type_name: str, request: PlanRequest) -> Grid | None:
         return None
     from qconv.grids import BlockGrid, SuperBlockGrid
 
-    search = request.options.get("search", "default")
+    kind: Any = type_name.lower()
+    search: Any = request.options.get("search", "default")  # the host allows the choices only
     if type_name in SUPER_BLOCKS:
-        return SuperBlockGrid(type=type_name.lower(), search=search)
-    return BlockGrid(type=type_name.lower(), search=search)
+        return SuperBlockGrid(type=kind, search=search)
+    return BlockGrid(type=kind, search=search)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

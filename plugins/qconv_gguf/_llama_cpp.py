@@ -77,11 +77,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class _Log:
-    """Keeps llama.cpp's last complaint; prints everything while ``verbose``."""
+    """Keeps what llama.cpp complains of; prints everything while ``verbose``."""
 
     def __init__(self) -> None:
         self.verbose = False
-        self.complaint = ""
+        self.complaints: list[str] = []
         self._level = 0
         # the library calls this as long as it is loaded, so it lives as long as the library does
         self.callback = _LOG_CALLBACK(self._take)
@@ -90,11 +90,17 @@ class _Log:
         line = (text or b"").decode("utf-8", "replace")
         self._level = self._level if level == _LOG_CONTINUED else level
         if self._level == _LOG_ERROR and line.strip():
-            self.complaint = line.strip()
+            self.complaints.append(line.strip())
         if self.verbose:
             import sys
 
             sys.stderr.write(line)
+
+
+    @property
+    def said(self) -> str:
+        """The complaints, first to last."""
+        return "; ".join(self.complaints) or "it gave no reason"
 
 
 class LlamaCpp:
@@ -110,11 +116,12 @@ class LlamaCpp:
 
         Raises:
             BrokenPlugin: xllamacpp is not installed, or not as this client knows it.
-            UnreadableInput: llama.cpp refuses the file; its last words are in the message.
+            UnreadableInput: llama.cpp refuses the file; its complaints are in the message.
         """
         self._model = self._context = None
         self._library, self._log = _library()
-        self._log.verbose, self._log.complaint = verbose, ""
+        self._log.verbose = verbose
+        self._log.complaints.clear()
         self._n_ctx = n_ctx
         params = self._library.llama_model_default_params()
         self._model = self._library.llama_model_load_from_file(str(path).encode(), params)
@@ -132,7 +139,7 @@ class LlamaCpp:
             self._library.llama_set_n_threads(self._context, threads, threads)
 
     def _refused(self, path: Path) -> UnreadableInput:
-        said = self._log.complaint or "it gave no reason"
+        said = self._log.said
         return UnreadableInput(f"{path}: llama.cpp refuses it: {said}; write it again")
 
     @property
@@ -217,7 +224,7 @@ class LlamaCpp:
                 batch.logits[place] = 1
             if self._library.llama_decode(self._context, batch) != 0:
                 raise UnreadableInput(
-                    f"llama.cpp could not compute {len(ids)} tokens: {self._log.complaint}; "
+                    f"llama.cpp could not compute {len(ids)} tokens: {self._log.said}; "
                     "check that the ids are in the vocabulary"
                 )
         finally:

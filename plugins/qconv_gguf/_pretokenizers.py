@@ -41,7 +41,6 @@ _DEEPSEEK3 = (
     r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
 ).replace('\\"', '"') + _SPACES
 _DIGIT, _DIGITS = r"\p{N}", r"\p{N}+"
-_PUNCTUATION = "punctuation"
 _CODER_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 #: Splits, and whether whole words are looked up before merging -> llama.cpp's name.
@@ -60,7 +59,6 @@ _NAMES: dict[tuple[tuple[str, ...], bool], str] = {
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CODER_CJK, _DIGIT),
         False,
     ): "deepseek-coder",
-    ((_PUNCTUATION, _GPT2, "[0-9][0-9][0-9]"), False): "falcon",
 }
 
 #: Ways of writing the same splits. Possessive quantifiers change speed only in these patterns.
@@ -87,9 +85,9 @@ def pretokenizer_name(
         Unsupported: the normalizer or the splits are none that llama.cpp has.
     """
     _refuse_normalizer(tokenizer.get("normalizer"))
-    splits = tuple(_canonical(split) for split in _splits(tokenizer.get("pre_tokenizer")))
-    name = _NAMES.get((splits, ignore_merges))
-    other = _NAMES.get((splits, not ignore_merges))
+    splits = tuple(_splits(tokenizer.get("pre_tokenizer")))
+    name = _known(splits, ignore_merges)
+    other = _known(splits, not ignore_merges)
     if name is not None:
         return name
     if other is not None and all_merged():
@@ -131,8 +129,6 @@ def _splits(node: object) -> Iterator[str]:
             yield _GPT2
     elif kind == "Digits":
         yield _DIGIT if fields.get("individual_digits") else _DIGITS
-    elif kind == "Punctuation" and fields.get("behavior") == "Contiguous":
-        yield _PUNCTUATION
     elif kind == "Split":
         yield _split(fields)
     elif kind is not None:
@@ -148,6 +144,14 @@ def _split(fields: Mapping[str, Any]) -> str:
     if "Regex" in pattern:
         return str(pattern["Regex"])
     return re.escape(str(pattern.get("String")))
+
+
+def _known(splits: tuple[str, ...], ignore_merges: bool) -> str | None:  # noqa: FBT001
+    wanted = [_canonical(split) for split in splits]
+    for (known, whole_words), name in _NAMES.items():
+        if whole_words == ignore_merges and [_canonical(split) for split in known] == wanted:
+            return name
+    return None
 
 
 def _canonical(split: str) -> str:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import UnreadableInput
+from qconv.errors import UnreadableInput, Unsupported
 from qconv.plugin import TensorInfo
 
 if TYPE_CHECKING:
     import torch
+
+#: Types that the library hands out as numbers already.
+_PLAIN = frozenset({"I8", "I16", "I32", "I64", "F64"})
 
 
 class GgufReader:
@@ -44,13 +47,25 @@ class GgufReader:
         return {key: field.contents() for key, field in self._file.fields.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """Decode one tensor: float32, shape outermost first."""
+        """Decode one tensor: float32, shape outermost first.
+
+        Raises:
+            Unsupported: the gguf library does not decode the tensor's type.
+        """
         import gguf
         import numpy as np
         import torch
 
         entry = self._entries[name]
-        values = gguf.quants.dequantize(entry.data, entry.tensor_type)
+        if entry.tensor_type.name in _PLAIN:
+            values = entry.data
+        else:
+            try:
+                values = gguf.quants.dequantize(entry.data, entry.tensor_type)
+            except NotImplementedError as error:
+                raise Unsupported(
+                    f"tensor {name!r}: {error}; read it with llama.cpp instead"
+                ) from error
         floats = np.array(values, dtype=np.float32)  # a copy: the map may go
         return torch.from_numpy(floats).reshape(self._tensors[name].shape)
 

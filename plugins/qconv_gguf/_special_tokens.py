@@ -26,6 +26,8 @@ _KEYS = {
 #: llama.cpp's converter switches the beginning token off for vocabularies of this size (Granite).
 _NO_BOS_ROWS = 49152
 _EOM = "<|eom_id|>"
+#: What transformers takes for a SentencePiece tokenizer that does not say.
+_SENTENCEPIECE = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ def _ids(
         stated = by_text.get(_content(files.config.get(f"{name}_token")) or "")
         candidates = [stated, *_numbers(config.get(f"{name}_token_id"))]
         candidates += _numbers(files.generation.get(f"{name}_token_id"))
+        if not files.tokenizer:
+            candidates.append(by_text.get(_SENTENCEPIECE.get(name, "")))
         usable = [number for number in candidates if number is not None and 0 <= number < rows]
         if usable:
             ids[key] = usable[0]

@@ -131,10 +131,6 @@ def _templates(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[st
             templates[str(fields.get("name"))] = str(fields.get("template"))
     if "chat_template.jinja" in files:
         templates["default"] = _text(files, "chat_template.jinja")
-    for name in sorted(files):
-        folder, _, file_name = name.rpartition("/")
-        if folder == "additional_chat_templates" and file_name.endswith(".jinja"):
-            templates[file_name.removesuffix(".jinja")] = _text(files, name)
     return dict(sorted(templates.items(), key=lambda item: item[0] != "default"))
 
 
