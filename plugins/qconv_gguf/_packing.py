@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+# Blocks per step, so that the second plane of a type finds the codes in the cache.
+_SLAB = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
@@ -136,7 +139,7 @@ def pack(storage: str, codes: torch.Tensor, parameters: Parameters) -> torch.Ten
         out.view("<u2")[:, offset // 2] = fields[name].view(np.uint16)[:, 0]
     if block.subs:
         _pack_subs(*block.subs, fields, out)
-    _compiled(_pack_planes)(raw.view(np.uint64), out, _table(block))
+    _pack_planes(raw.view(np.uint64), out, block.planes)
     return torch.from_numpy(out.reshape(rows, columns // block.values * block.nbytes))
 
 
@@ -156,7 +159,7 @@ def unpack(storage: str, data: torch.Tensor) -> tuple[torch.Tensor, Parameters]:
         )
     blocks = _array(data).reshape(rows * per_row, block.nbytes)
     codes = np.zeros((len(blocks), block.values // 8), np.uint64)
-    _compiled(_unpack_planes)(blocks, codes, _table(block))
+    _unpack_planes(blocks, codes, block.planes)
     fields: dict[str, Array] = {
         name: np.ascontiguousarray(blocks.view("<u2")[:, offset // 2]).view(np.float16)
         for name, offset in block.halves.items()
@@ -185,10 +188,6 @@ def _array(tensor: torch.Tensor) -> Array:
     return array if array.ctypes.data % 8 == 0 else array.copy()
 
 
-def _table(block: _Block) -> Array:
-    return np.array([(p.offset, p.low, p.bits, p.stride) for p in block.planes], np.uint64)
-
-
 @functools.cache
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
@@ -200,65 +199,79 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 # --- planes ---------------------------------------------------------------------------------------
 
 
-def _pack_planes(words: Array, out: Array, table: Array) -> None:
-    """Words (blocks, values / 8) uint64 to out (blocks, bytes) uint8; table (planes, 4) uint64."""
-    ones = np.uint64(0x0101010101010101)
-    for b in range(words.shape[0]):
-        for p in range(table.shape[0]):
-            offset, low, bits, stride = table[p]
-            mask = ones * ((np.uint64(1) << bits) - np.uint64(1))
-            fields = np.uint64(8) // bits
-            if stride == 1:  # eight neighbours give one byte: bit 8k moves to bit 56 + k
-                for w in range(words.shape[1]):
-                    spread = (words[b, w] >> low) & ones
-                    gathered = (spread * np.uint64(0x0102040810204080)) >> np.uint64(56)
-                    out[b, np.int64(offset) + w] = np.uint8(gathered)
-                continue
-            run = np.int64(stride // np.uint64(8))
-            at = np.int64(offset)
-            for first in range(0, words.shape[1], run * np.int64(fields)):
-                for w in range(run):
-                    byte = (words[b, first + w] >> low) & mask
-                    for k in range(1, np.int64(fields)):
-                        field = (words[b, first + k * run + w] >> low) & mask
-                        byte |= field << (bits * np.uint64(k))
-                    out[b, at] = np.uint8(byte)
-                    out[b, at + 1] = np.uint8(byte >> np.uint64(8))
-                    out[b, at + 2] = np.uint8(byte >> np.uint64(16))
-                    out[b, at + 3] = np.uint8(byte >> np.uint64(24))
-                    out[b, at + 4] = np.uint8(byte >> np.uint64(32))
-                    out[b, at + 5] = np.uint8(byte >> np.uint64(40))
-                    out[b, at + 6] = np.uint8(byte >> np.uint64(48))
-                    out[b, at + 7] = np.uint8(byte >> np.uint64(56))
+def _pack_planes(words: Array, out: Array, planes: tuple[_Plane, ...]) -> None:
+    """Fill the planes of ``out`` (blocks, bytes) uint8 from codes, (blocks, values / 8) uint64."""
+    for start in range(0, len(words), _SLAB):
+        for plane in planes:
+            _packer(plane)(words[start : start + _SLAB], out[start : start + _SLAB])
+
+
+def _unpack_planes(blocks: Array, words: Array, planes: tuple[_Plane, ...]) -> None:
+    """The inverse of :func:`_pack_planes`; words must be zero."""
+    for start in range(0, len(words), _SLAB):
+        for plane in planes:
+            _unpacker(plane)(blocks[start : start + _SLAB], words[start : start + _SLAB])
+
+
+@functools.cache
+def _packer(plane: _Plane) -> Callable[[Array, Array], None]:
+    """The loop for one plane. Its numbers are constants to the compiler: eight times as fast."""
+    fields, run, offset = 8 // plane.bits, plane.stride // 8, plane.offset
+    low, bits = np.uint64(plane.low), np.uint64(plane.bits)
+    mask = np.uint64(((1 << plane.bits) - 1) * 0x0101010101010101)
+
+    def neighbours(words: Array, out: Array) -> None:
+        for b in range(words.shape[0]):
+            for w in range(words.shape[1]):
+                # Eight codes give one byte: bit 8k moves to bit 56 + k.
+                spread = ((words[b, w] >> low) & mask) * np.uint64(0x0102040810204080)
+                out[b, offset + w] = np.uint8(spread >> np.uint64(56))
+
+    def runs(words: Array, out: Array) -> None:
+        for b in range(words.shape[0]):
+            at = offset
+            for first in range(0, words.shape[1], run * fields):
+                for w in range(first, first + run):
+                    packed = np.uint64(0)
+                    for k in range(fields):
+                        field = (words[b, w + k * run] >> low) & mask
+                        packed |= field << (bits * np.uint64(k))
+                    for k in range(8):
+                        out[b, at + k] = np.uint8(packed >> np.uint64(8 * k))
                     at += 8
 
+    return _compiled(neighbours if plane.stride == 1 else runs)
 
-def _unpack_planes(blocks: Array, words: Array, table: Array) -> None:
-    """The inverse of :func:`_pack_planes`; words must be zero."""
-    ones = np.uint64(0x0101010101010101)
-    for b in range(blocks.shape[0]):
-        for p in range(table.shape[0]):
-            offset, low, bits, stride = table[p]
-            mask = ones * ((np.uint64(1) << bits) - np.uint64(1))
-            fields = np.int64(np.uint64(8) // bits)
-            at = np.int64(offset)
-            if stride == 1:
-                for w in range(words.shape[1]):
-                    byte = np.uint64(blocks[b, at + w])
-                    for k in range(8):
-                        bit = (byte >> np.uint64(k)) & np.uint64(1)
-                        words[b, w] |= bit << (np.uint64(8 * k) + low)
-                continue
-            run = np.int64(stride // np.uint64(8))
+
+@functools.cache
+def _unpacker(plane: _Plane) -> Callable[[Array, Array], None]:
+    fields, run, offset = 8 // plane.bits, plane.stride // 8, plane.offset
+    low, bits = np.uint64(plane.low), np.uint64(plane.bits)
+    mask = np.uint64(((1 << plane.bits) - 1) * 0x0101010101010101)
+
+    def neighbours(blocks: Array, words: Array) -> None:
+        for b in range(words.shape[0]):
+            for w in range(words.shape[1]):
+                # Byte k keeps bit k; adding 127 carries any bit to the top of its byte.
+                copies = np.uint64(blocks[b, offset + w]) * mask
+                kept = copies & np.uint64(0x8040201008040201)
+                top = kept + np.uint64(0x7F7F7F7F7F7F7F7F)
+                words[b, w] |= ((top >> np.uint64(7)) & mask) << low
+
+    def runs(blocks: Array, words: Array) -> None:
+        for b in range(words.shape[0]):
+            at = offset
             for first in range(0, words.shape[1], run * fields):
-                for w in range(run):
-                    byte = np.uint64(0)
+                for w in range(first, first + run):
+                    packed = np.uint64(0)
                     for k in range(8):
-                        byte |= np.uint64(blocks[b, at + k]) << np.uint64(8 * k)
+                        packed |= np.uint64(blocks[b, at + k]) << np.uint64(8 * k)
                     at += 8
                     for k in range(fields):
-                        field = (byte >> (bits * np.uint64(k))) & mask
-                        words[b, first + k * run + w] |= field << low
+                        field = (packed >> (bits * np.uint64(k))) & mask
+                        words[b, w + k * run] |= field << low
+
+    return _compiled(neighbours if plane.stride == 1 else runs)
 
 
 # --- sub-scales -----------------------------------------------------------------------------------

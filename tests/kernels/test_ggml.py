@@ -86,7 +86,7 @@ def test_bytes_are_llama_cpps(name, importance):
         np.testing.assert_array_equal(got, expected, err_msg=f"{name}, {kind}, {importance}")
 
 
-@pytest.mark.parametrize("name", ["q4_1", "q5_1", "q4_k", "q5_k"])
+@pytest.mark.parametrize("name", ["q4_1", "q5_1"])
 def test_bytes_are_llama_cpps_when_zero_importances_collapse_the_range(name):
     # Only the column of the smallest magnitude but zero counts: the refit range is rounding noise,
     # and llama.cpp's candidates then lie beyond what its rounding trick can round.
