@@ -5,7 +5,7 @@ A tile holds 2048 weights, transposed so that neighbours in memory belong to dif
 run over lanes and vectorise; a sub-block's sums run over its values in order, one lane each, so
 results depend neither on the vector width nor on where a sub-block lies in a tile.
 
-Per-lane numbers live in one array of fields, ``STRIDE`` floats apart, because distances the compiler
+Per-lane numbers live in one array of fields, ``STRIDE`` floats apart: distances that the compiler
 knows are what lets it prove that fields do not overlap. A ``part`` is that array from a group's
 first lane on. Everything is float32 and never contracted, so the torch reference agrees bit for
 bit.

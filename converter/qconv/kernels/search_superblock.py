@@ -163,10 +163,12 @@ def search_affine_super(state, groups, most, minimum_tries, scale_tries, owners)
         owners[TRY_D + r] = half_value(owners[MOST_SCALE + r] / most)
         # What stays when no score is a number: infinite where float16 ends, for the grid to refuse.
         owners[BEST_D + r] = owners[TRY_D + r]
-        owners[BEST_M + r] = half_value(-owners[LEAST_MINIMUM + r] / most)
+        owners[BEST_M + r] = half_value((ZERO - owners[LEAST_MINIMUM + r]) / most)
     for i in range(len(minimum_tries)):
         for r in range(OWNERS):
-            owners[TRY_M + r] = half_value(-owners[LEAST_MINIMUM + r] / (most + minimum_tries[i]))
+            owners[TRY_M + r] = half_value(
+                (ZERO - owners[LEAST_MINIMUM + r]) / (most + minimum_tries[i])
+            )
         try_affine_super(state, groups, most, owners)
     for r in range(OWNERS):
         owners[TRY_M + r] = owners[BEST_M + r]
