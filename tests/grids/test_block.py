@@ -207,3 +207,13 @@ def test_importing_the_package_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_default_search_errs_less_than_llama_cpps():
+    weight = _weight()
+    best = BlockGrid(type="q8_0")
+    codes, parameters = best.quantize(weight)
+    theirs = _grid("q8_0").decode(*_grid("q8_0").quantize(weight))
+    mine = best.decode(codes, parameters)
+    assert float((mine - weight).square().sum()) < float((theirs - weight).square().sum())
+    assert best.layout((weight.shape[0], weight.shape[1])).keys() == {"codes", *parameters}

@@ -150,3 +150,13 @@ def test_unknown_options_are_refused():
         SuperBlockGrid(type="q4_k", search="fast")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="super-block grid .*'bits'.*options are type, search"):
         grid_from_spec({"family": "superblock", "type": "q4_k", "bits": 4})
+
+
+def test_the_default_search_errs_less_than_llama_cpps():
+    weight = _weight()
+    best = SuperBlockGrid(type="q4_k")
+    codes, parameters = best.quantize(weight)
+    theirs = _grid("q4_k").decode(*_grid("q4_k").quantize(weight))
+    mine = best.decode(codes, parameters)
+    assert float((mine - weight).square().sum()) < float((theirs - weight).square().sum())
+    assert best.layout((weight.shape[0], weight.shape[1])).keys() == {"codes", *parameters}
