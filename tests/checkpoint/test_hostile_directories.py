@@ -220,3 +220,17 @@ def test_an_index_with_a_key_twice_is_refused(tmp_path: Path) -> None:
     text = json.dumps({"a": ONE})[:-1] + ', "a": "' + TWO + '"}'
     (directory / "model.safetensors.index.json").write_text('{"weight_map": ' + text + "}")
     refused(directory, "key 'a' appears twice")
+
+
+def test_what_cannot_be_listed_or_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    directory = hf_directory(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        refused(directory, "config.json: cannot be read: .*Permission denied")
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    refused(directory, "cannot be listed: .*Permission denied; check its permissions")

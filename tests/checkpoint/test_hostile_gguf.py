@@ -49,6 +49,10 @@ FILES = {
     "array length": (gguf_bytes(array(4, 2**62)), "key 'k': length is 4611686018427387904, more"),
     "string array length": (gguf_bytes(array(STRING, 2**61)), "key 'k': length is 23058430092"),
     "string in array": (gguf_bytes(array(STRING, 1, U64(2**40))), "goes beyond the file"),
+    "strings cut": (
+        gguf_bytes(array(STRING, 2, text(bytes(16))), data=b"")[: 24 + 25 + 24],
+        "key 'k' goes beyond the file",
+    ),
     "strings end": (gguf_bytes(array(STRING, 4, text("")), data=b""), "key 'k'"),
     "alignment 0": (gguf_bytes(aligned(U32(0))), "must be a power of two stored as uint32, not 0"),
     "alignment 24": (gguf_bytes(aligned(U32(24))), "power of two stored as uint32, not 24"),
@@ -136,3 +140,11 @@ def test_nan_and_infinite_scales_decode_in_silence(tmp_path: Path) -> None:
         row = checkpoint.read_rows("w", 0, 1)[0]
     assert row[:32].isnan().all()
     assert row[32:].isinf().all()
+
+
+def test_data_begins_at_the_alignment_the_file_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    head = gguf_bytes(aligned(U32(4096)), [listed()], data=b"")
+    path.write_bytes(head + bytes(4096 - len(head)) + struct.pack("<8f", *range(8)))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.read_rows("w", 1, 2).tolist() == [[4.0, 5.0, 6.0, 7.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -141,3 +142,40 @@ def test_a_read_past_the_end_is_refused_whatever_the_header_said(tmp_path: Path)
         with pytest.raises(UnreadableInput, match="are not within its 100 bytes"):
             file.copy(offset, nbytes)
     file.close()
+
+
+def test_a_type_this_torch_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = {"w": entry(dtype="F8_E8M0", shape=[8])}
+    monkeypatch.delattr(torch, "float8_e8m0fnu", raising=False)
+    with open_checkpoint(beside_config(tmp_path, safetensors_bytes(header, DATA))) as checkpoint:
+        with pytest.raises(UnreadableInput, match="torch .* cannot decode type F8_E8M0"):
+            checkpoint.read_rows("w", 0, 1)
+        assert checkpoint.read_raw("w", 0, 1).shape == (1, 8)
+
+
+def test_a_file_that_cannot_be_mapped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError(19, "No such device")
+
+    path = hf_directory(tmp_path)
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(UnreadableInput, match="cannot be mapped into memory: .*No such device"):
+        open_checkpoint(path)
+
+
+def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableInput, match="cannot be opened: .*No such file"):
+        MappedFile(tmp_path / "gone.safetensors")
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    os.mkfifo(tmp_path / "pipe")
+    as_file = (tmp_path / "file").stat()
+    monkeypatch.setattr(Path, "stat", lambda *_args, **_kwargs: as_file)
+    with pytest.raises(UnreadableInput, match="pipe: not a regular file"):
+        MappedFile(tmp_path / "pipe")

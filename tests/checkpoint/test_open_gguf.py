@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoint.written import quantized_gguf, split_gguf
+from checkpoint.written import gguf_bytes, listed, pair, quantized_gguf, split_gguf
 from qconv.checkpoint import GgufValue, open_checkpoint
 from qconv.errors import UnreadableInput
 
@@ -175,3 +176,22 @@ def test_a_large_vocabulary_parses_in_less_time_than_the_gguf_library_takes(
         ours = time.process_time() - started
         assert len(checkpoint.model.metadata["tokenizer.ggml.tokens"].value) == 50_000
     assert ours < theirs
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        split = [
+            pair("split.no", 2, struct.pack("<H", number)),
+            pair("split.count", 2, struct.pack("<H", 2)),
+        ]
+        path = tmp_path / f"tiny-{number + 1:05d}-of-00002.gguf"
+        path.write_bytes(gguf_bytes(split, [listed("w")]))
+    with pytest.raises(UnreadableInput, match="'w' is in 'tiny-00001-of-00002.gguf' too"):
+        open_checkpoint(tmp_path)
+
+
+def test_nine_files_are_not_all_listed(tmp_path: Path) -> None:
+    for name in "abcdefghi":
+        quantized_gguf(tmp_path / f"{name}.gguf")
+    with pytest.raises(UnreadableInput, match=r"'h\.gguf' and 1 more; pass"):
+        open_checkpoint(tmp_path)

@@ -210,3 +210,19 @@ def test_a_file_checkpoint_is_a_checkpoint(tmp_path: Path) -> None:
     checkpoint: Checkpoint = open_checkpoint(hf_directory(tmp_path))
     assert isinstance(checkpoint, FileCheckpoint)
     checkpoint.close()
+
+
+def test_a_directory_of_one_file_opens_whatever_its_name(tmp_path: Path) -> None:
+    directory = hf_directory(tmp_path / "tiny")
+    (directory / "model.safetensors").rename(directory / "weights.safetensors")
+    with open_checkpoint(directory) as checkpoint:
+        assert checkpoint.model.name == "tiny"
+        assert checkpoint.warnings == ()
+
+
+def test_the_usual_name_wins_and_the_rest_is_left_out_aloud(tmp_path: Path) -> None:
+    directory = hf_directory(tmp_path)
+    save_file({"a": torch.zeros(1)}, directory / "adapter.safetensors")
+    with open_checkpoint(directory) as checkpoint:
+        assert set(checkpoint.model.tensors) == set(tensors())
+        assert "'adapter.safetensors'" in checkpoint.warnings[0]
