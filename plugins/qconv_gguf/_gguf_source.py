@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UnreadableInput
 
-from ._container import Metadata, Typed, uint32
+from ._container import Metadata, Typed, Value, uint32
 from ._mixture import Traits, seventy_b
 
 if TYPE_CHECKING:
@@ -16,20 +16,28 @@ if TYPE_CHECKING:
     from ._types import FileType
 
 #: Version of ggml's block formats (``GGML_QNT_VERSION``).
-QUANTIZATION_VERSION = 2
-_CHANGED = ("general.file_type", "general.quantization_version")
+_QUANTIZATION_VERSION = 2
 #: One file comes out, however many went in.
 _SPLIT = frozenset({"split.no", "split.count", "split.tensors.count"})
 
 
 def gguf_metadata(model: ModelInfo, target: FileType) -> Metadata:
     """All keys of the source in their order and types, but for the file type and split keys."""
-    metadata: dict[str, Typed] = {
-        key: value for key, value in model.metadata.items() if key not in _SPLIT
+    stamp = file_type_metadata(target)
+    kept: dict[str, Typed] = {
+        key: value
+        for key, value in model.metadata.items()
+        if key not in _SPLIT and key not in stamp
     }
-    metadata["general.file_type"] = uint32(target.number)
-    metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
-    return metadata
+    return {**kept, **stamp}
+
+
+def file_type_metadata(target: FileType) -> dict[str, Value]:
+    """What says how the file is quantized; llama.cpp's quantizer puts it last, in this order."""
+    return {
+        "general.quantization_version": uint32(_QUANTIZATION_VERSION),
+        "general.file_type": uint32(target.number),
+    }
 
 
 def gguf_traits(model: ModelInfo) -> Traits:

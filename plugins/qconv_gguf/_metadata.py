@@ -10,7 +10,7 @@ from qconv.errors import Unsupported
 
 from ._byte_level import byte_level_vocabulary, is_byte_level
 from ._container import Metadata, Value, ValueType, float32, string, uint32
-from ._gguf_source import QUANTIZATION_VERSION
+from ._gguf_source import file_type_metadata
 from ._sentencepiece import is_sentencepiece_json, json_vocabulary, model_vocabulary
 from ._special_tokens import special_tokens
 from ._tokenizer_files import TokenizerFiles, mapping, read_tokenizer_files
@@ -36,7 +36,7 @@ _SAMPLING = {
 def llama_metadata(
     model: ModelInfo, config: LlamaConfig, target: FileType, options: Mapping[str, str]
 ) -> Metadata:
-    """All keys, in llama.cpp's order: general, architecture, tokenizer.
+    """All keys, in llama.cpp's order: general, architecture, tokenizer, file type.
 
     Raises:
         UnreadableInput: no tokenizer, or a damaged one.
@@ -50,10 +50,9 @@ def llama_metadata(
         **_sampling(files.generation),
         **_names(model),
         **_architecture(config),
-        "general.file_type": uint32(target.number),
-        "general.quantization_version": uint32(QUANTIZATION_VERSION),
         **vocabulary.metadata(),
         **special_tokens(files, vocabulary, model.config),
+        **file_type_metadata(target),
     }
 
 
