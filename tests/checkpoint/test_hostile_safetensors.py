@@ -179,3 +179,16 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_refused(
     monkeypatch.setattr(Path, "stat", lambda *_args, **_kwargs: as_file)
     with pytest.raises(UnreadableInput, match="pipe: not a regular file"):
         MappedFile(tmp_path / "pipe")
+
+
+def test_a_disk_that_fails_is_an_error_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    directory = hf_directory(tmp_path, {"w": torch.ones(4, 4)})
+    with open_checkpoint(directory) as checkpoint:
+        monkeypatch.setattr(os, "preadv", fail, raising=False)
+        with pytest.raises(UnreadableInput, match="cannot be read: Input/output error; check the"):
+            checkpoint.read_rows("w", 0, 1)

@@ -15,6 +15,7 @@ from qconv.errors import (
     GateFailed,
     NotEnoughResources,
     UnreadableInput,
+    Unsupported,
     UnusedTensors,
 )
 from qconv.planning import Plan, build_plan, check_disk, check_fallbacks
@@ -195,3 +196,14 @@ def test_the_json_satisfies_its_schema():
     schema = json.loads((SCHEMAS / "plan.schema.json").read_text())
     plan = plan_for(two_tensors(), ToyBackend(drops=["b"]))
     jsonschema.validate(json.loads(json.dumps(plan.to_json())), schema)
+
+
+def test_packed_codes_are_never_taken_for_weights():
+    class Packed(MemoryCheckpoint):
+        @property
+        def model(self):
+            config = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+            return replace(super().model, config=config)
+
+    with pytest.raises(Unsupported, match="is quantized already .*method 'gptq'.*float checkpoint"):
+        plan_for(Packed({"a": torch.ones(4, 8)}), ToyBackend(skips=["a"]), allow_unused=True)

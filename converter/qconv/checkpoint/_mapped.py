@@ -1,4 +1,8 @@
-"""A memory-mapped file whose reads are bounds-checked copies that leave no pages behind."""
+"""A file whose header is read in place by mapping it, and its weights by bounds-checked copies.
+
+Weights are copied by positioned reads, not through the mapping: a file that shrinks or a disk that
+fails is then an error to tell, where touching a mapped page would kill the process (SIGBUS).
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,18 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qconv.errors import NotEnoughResources, UnreadableInput
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-
-#: Bytes copied before their pages go back to the system; 4 MB stay in the processor's cache.
-_PIECE = 4 * 1024 * 1024
 
 
 class MappedFile:
     """A regular file, mapped read-only; safe to read from several threads.
 
-    Peak memory: the bytes returned plus one piece of 4 MB per reading thread.
+    Peak memory: the bytes returned.
 
     size: bytes when opened
     mtime_ns: modification time when opened, nanoseconds since the epoch
@@ -30,12 +30,13 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        fd = _open_regular(path)
+        self._fd = _open_regular(path)
         try:
-            self.mtime_ns = os.fstat(fd).st_mtime_ns
-            self._map: mmap.mmap | None = _map(fd, path)
-        finally:
-            os.close(fd)  # the mapping keeps a descriptor of its own
+            self.mtime_ns = os.fstat(self._fd).st_mtime_ns
+            self._map: mmap.mmap | None = _map(self._fd, path)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self.size = len(self._map)
 
     @property
@@ -58,15 +59,17 @@ class MappedFile:
                 f"{self.size} bytes; the file is damaged, get it anew"
             )
         out = _empty(nbytes, self.path)
-        target = out.numpy()
-        for start in range(0, nbytes, _PIECE):
-            stop = min(start + _PIECE, nbytes)
-            self.check_size()
-            self._copy_piece(offset + start, target[start:stop])
+        target = out.numpy().data
+        self._check_size()
+        while target:
+            count = self._read_into(target, offset)
+            if not count:
+                self._check_size()
+            target, offset = target[count:], offset + count
         return out
 
-    def check_size(self) -> None:
-        """Refuse a file that changed its size: touching pages past the end would kill the process.
+    def _check_size(self) -> None:
+        """Refuse a file that is being written to.
 
         Raises:
             UnreadableInput: the size is not the one the file had when opened.
@@ -92,18 +95,23 @@ class MappedFile:
         mapped, self._map = self._map, None
         if mapped is None:
             return
+        os.close(self._fd)
         # A view that is still in use frees the mapping when it goes.
         with contextlib.suppress(BufferError):
             mapped.close()
 
-    def _copy_piece(self, offset: int, target: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        import numpy as np
-
-        count = len(target)
-        source = np.frombuffer(self.buffer, dtype=np.uint8, count=count, offset=offset)
-        np.copyto(target, source)  # lets other threads run meanwhile
-        del source
-        self.release(offset, count)
+    def _read_into(self, target: memoryview, offset: int) -> int:
+        """Fill some of ``target`` from ``offset`` on; how much."""
+        if not hasattr(os, "preadv"):  # Windows, where a mapped file cannot shrink
+            target[:] = self.buffer[offset : offset + len(target)]
+            return len(target)
+        try:
+            return os.preadv(self._fd, [target], offset)
+        except OSError as error:
+            raise UnreadableInput(
+                f"{self.path}: bytes from {offset} on cannot be read: {error.strerror}; "
+                "check the disk, or get the file anew"
+            ) from error
 
 
 def _open_regular(path: Path) -> int:

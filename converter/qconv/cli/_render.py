@@ -111,7 +111,7 @@ def render_conversion(conversion: Conversion) -> None:
     """Print what a conversion wrote."""
     table = _table("target", ">size", ">bits/weight", ">fallback", "types", "file", "SHA-256")
     for artifact in conversion.artifacts:
-        first = (
+        first: tuple[str, ...] = (
             artifact.target,
             format_bytes(artifact.nbytes),
             f"{artifact.bits_per_weight:.2f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qconv.errors import GateFailed, UnreadableInput
+from qconv.errors import GateFailed, UnreadableInput, Unsupported
 from qconv.planning._accounting import refuse_unused, unused_tensors
 from qconv.planning._borders import check_layout, check_plans
 from qconv.planning._needs import Needs, estimate_needs
@@ -186,6 +186,7 @@ def build_plan(
 
     Raises:
         UnreadableInput: the source holds no tensors.
+        Unsupported: the source is quantized in a way that is not decoded.
         UnusedTensors: a source tensor has no place and ``allow_unused`` is False.
         BrokenPlugin: a backend's answer breaks its contract.
         NotEnoughResources: ``max_ram`` is too small.
@@ -195,6 +196,7 @@ def build_plan(
             f"{str(source)!r} holds no tensors: an empty model cannot be converted; "
             "check that the download is complete"
         )
+    _refuse_quantized(source, model)
     planned = tuple(
         _plan_target(label, backend, PlanRequest(model=model, format=form, options=options),
                      allow_unused=allow_unused)
@@ -222,6 +224,22 @@ def build_plan(
         warnings=(*warnings, *_plan_warnings(planned)),
         threads=threads,
     )
+
+
+def _refuse_quantized(source: Path, model: ModelInfo) -> None:
+    """Packed codes look like weights: never take them for some, whatever may be left out.
+
+    Raises:
+        Unsupported: config.json says that the checkpoint is quantized.
+    """
+    settings = model.config.get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise Unsupported(
+            f"{str(source)!r} is quantized already (quantization_config in config.json, method "
+            f"{method or 'unknown'!r}), which qconv cannot decode; convert the float checkpoint it "
+            "was made from"
+        )
 
 
 def _plan_target(
