@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,18 +89,27 @@ def _write_companions(out: Path) -> None:
         shutil.copy(TOKENIZER / name, out / name)
 
 
+#: Starts the command from a small process: a child's peak counts its parent's size at the fork.
+LAUNCH = """
+import json, os, subprocess, sys, time
+began = time.monotonic()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+wall = time.monotonic() - began
+peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps([wall, usage.ru_utime + usage.ru_stime, peak / 1e6]))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def measure(command: list[str]) -> Figures:
     """Run a command to its end; the kernel's own accounting of that process."""
-    began = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    said = child.stderr.read() if child.stderr else b""
-    _, status, usage = os.wait4(child.pid, 0)
-    wall = time.monotonic() - began
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(command)} failed:\n{said.decode()[-2000:]}")
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    cpu = usage.ru_utime + usage.ru_stime
-    return Figures(wall=wall, cpu=cpu, peak_mb=usage.ru_maxrss * scale / 1e6)
+    launch = [sys.executable, "-c", LAUNCH, *command]
+    done = subprocess.run(launch, check=False, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr.decode()[-2000:]}")
+    wall, cpu, peak_mb = json.loads(done.stdout)
+    return Figures(wall=wall, cpu=cpu, peak_mb=peak_mb)
 
 
 def commands(options: argparse.Namespace, work: Path) -> dict[str, list[list[str]]]:
@@ -167,8 +175,13 @@ def report(figures: dict[str, Figures], *, as_json: bool) -> None:
               f"peak {figure.peak_mb:5.0f} MB")  # fmt: skip
     if "llama.cpp" in figures:
         ours, theirs = figures["qconv"], figures["llama.cpp"]
-        print(f"qconv / llama.cpp: wall {ours.wall / theirs.wall:.3f}, "
-              f"CPU {ours.cpu / theirs.cpu:.3f}, peak {ours.peak_mb / theirs.peak_mb:.3f}")  # fmt: skip
+        ratios = {
+            "wall": ours.wall / theirs.wall,
+            "CPU": ours.cpu / theirs.cpu,
+            "peak": ours.peak_mb / theirs.peak_mb,
+        }
+        said = ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
+        print(f"qconv / llama.cpp: {said}")
 
 
 if __name__ == "__main__":

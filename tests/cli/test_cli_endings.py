@@ -150,8 +150,8 @@ import qconv
 from qconv.cli import main
 
 def convert(*args, **kwargs):
-    print("converting", file=sys.stderr, flush=True)
     try:
+        print("converting", file=sys.stderr, flush=True)
         time.sleep(60)
     finally:
         print("cleaned up", file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ class ColumnGrid:
 
 @runtime_checkable
 class Grid(Protocol):
-    """Values a weight may take, and the arithmetic to get there. Frozen; equal specs are equal grids.
+    """Values a weight may take, and the arithmetic to get there. Frozen; equal specs, equal grids.
 
     All tensors live on the weight's device. Weights are ``(out, in)`` float32, importance is
     ``(in,)`` float32 (the diagonal of the Gram matrix of the input) or None for equal importance.

@@ -1,1 +1,1 @@
-"""The hot loops: numba on the CPU, torch elsewhere. Nothing here is public; nothing is imported early."""
+"""The hot loops: numba on the CPU, torch elsewhere. Not public, and not imported early."""
