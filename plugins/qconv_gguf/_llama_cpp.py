@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LOG_ERROR = 4  # ggml.h, enum ggml_log_level
 _LOG_CONTINUED = 5
 _ERASE = True
+_NO_STRIP, _NO_CONTROL = 0, False
 
 
 class _Blob(ctypes.Structure):
@@ -72,7 +73,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_vocab_n_tokens": (_INT, (_POINTER,)),
     "llama_vocab_is_eog": (_BOOL, (_POINTER, _INT)),
     "llama_tokenize": (_INT, (_POINTER, _TEXT, _INT, _POINTER, _INT, _BOOL, _BOOL)),
-    "llama_detokenize": (_INT, (_POINTER, _POINTER, _INT, _POINTER, _INT, _BOOL, _BOOL)),
+    "llama_token_to_piece": (_INT, (_POINTER, _INT, _POINTER, _INT, _INT, _BOOL)),
 }
 
 
@@ -95,7 +96,6 @@ class _Log:
             import sys
 
             sys.stderr.write(line)
-
 
     @property
     def said(self) -> str:
@@ -166,12 +166,21 @@ class LlamaCpp:
         return list(ids[:count])
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of token ids; control tokens are left out."""
-        room = 64 * len(ids) + 64
-        tokens, text = (ctypes.c_int32 * len(ids))(*ids), ctypes.create_string_buffer(room)
-        no = (False, False)  # neither strip what the tokenizer added nor show control tokens
-        count = self._library.llama_detokenize(self._vocab, tokens, len(ids), text, room, *no)
-        return text.raw[: max(count, 0)].decode("utf-8", "replace")
+        """Text of token ids, as servers stream it; control tokens are left out.
+
+        Piece by piece: the library's own detokenizer drops spaces before punctuation for some
+        vocabularies, which is not what the model wrote.
+        """
+        return b"".join(self._piece(token) for token in ids).decode("utf-8", "replace")
+
+    def _piece(self, token: int) -> bytes:
+        size = -64  # a negative answer is the room it needs
+        while size < 0:
+            text = ctypes.create_string_buffer(-size)
+            size = self._library.llama_token_to_piece(
+                self._vocab, token, text, -size, _NO_STRIP, _NO_CONTROL
+            )
+        return text.raw[:size]
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits after every token: (len(ids), vocab) float32.

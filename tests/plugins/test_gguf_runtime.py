@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_generation_is_greedy_and_bounded(
         assert llama.generate("The quick brown", 0) == ""
         with pytest.raises(UsageError, match=r"exceed n_ctx=64; raise n_ctx"):
             llama.generate("The quick brown", 64)
+
+
+def test_text_comes_back_as_it_went_in(
+    tmp_path: Path, write_gguf: Write, tokenizer_files: dict[str, bytes]
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(), tokenizer_files)
+    long = "<" + "long" * 40 + ">"
+    state = json.loads(tokenizer_files["tokenizer.json"])
+    token = {"id": 510, "content": long, "special": False, "single_word": False}
+    state["added_tokens"].append({**token, "lstrip": False, "rstrip": False, "normalized": False})
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    with LlamaCpp(write_gguf(folder, "f16")) as llama:
+        for text in ("a . b , c 's d !", "naïve 我 🚀\n\n  x", f"a {long} b"):
+            assert llama.detokenize(llama.tokenize(text)) == text
+        assert llama.detokenize(llama.tokenize("a<|end|>b")) == "ab"
 
 
 def test_too_many_and_no_tokens_are_refused(
