@@ -306,9 +306,12 @@ def _affine_super(x: Tensor, w: Tensor | None, effort: AffineSuperEffort) -> Fou
 
 def _affine_block(x: Tensor, w: Tensor | None, effort: AffineEffort) -> Found:
     base = x.amin(-1)
-    # Seen from its minimum, a block far from zero keeps its digits in the sums.
-    best = _Affine.of(x - base[..., None], w, effort.highest, float("inf")).search(effort)
-    scale, minimum = _half(best.scale), _half(best.minimum + base)
+    if effort.starts:
+        # Seen from its minimum, a block far from zero keeps its digits in the sums.
+        best = _Affine.of(x - base[..., None], w, effort.highest, float("inf")).search(effort)
+        scale, minimum = _half(best.scale), _half(best.minimum + base)
+    else:
+        scale, minimum = _half(_over(x.amax(-1) - base, effort.highest)), _half(base)
     inverse = _inverse(scale)
     steps = x * inverse[..., None] + (-minimum * inverse)[..., None]
     codes = steps.clamp(0.0, float(effort.highest)).round().to(torch.uint8)

@@ -161,6 +161,9 @@ def _block(
     highest = np.float32(affine.highest)
     minimum = torch.empty_like(scale)
     affine_out = (*out, _flat(minimum))
+    if not affine.starts:
+        search_block.range_blocks(_flat(weight), highest, *affine_out)
+        return codes, {"scale": scale, "minimum": minimum}
     search_block.affine_blocks(_flat(weight), tiles, highest, starts, affine.rounds, *affine_out)
     return codes, {"scale": scale, "minimum": minimum}
 

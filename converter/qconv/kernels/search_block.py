@@ -108,6 +108,41 @@ def affine_blocks(weight, importance, highest, starts, rounds, codes, scale, min
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _ordered(bits):
+    """Float bits as integers that order as the floats do, and back: their extremes vectorise."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _range(bits, s):
+    """Lowest and highest value of block ``s``, from its float bits (blocks, 32) int32."""
+    low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    for p in range(bits.shape[1]):
+        value = _ordered(bits[s, p])
+        if value < low:
+            low = value
+        if value > high:
+            high = value
+    low, high = _ordered(low), _ordered(high)
+    return np.int32(low).view(np.float32), np.int32(high).view(np.float32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def range_blocks(weight, highest, codes, scale, minimum):
+    """Q4_1, Q5_1 without search: the range as it is, in float16, and the nearest codes to that."""
+    rows, code_rows = weight.reshape(-1, BLOCK), codes.reshape(-1, BLOCK)
+    bits = weight.view(np.int32).reshape(-1, BLOCK)
+    for s in range(len(rows)):
+        lowest, most = _range(bits, s)
+        step, low = half_value((most - lowest) / highest), half_value(lowest)
+        scale[s] = half_bits(step)
+        minimum[s] = half_bits(low)
+        inverse = ONE / step
+        inverse = ZERO if step == ZERO else inverse
+        write_codes(rows, s, inverse, -low * inverse, ZERO, highest, code_rows)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _miss(x, inverse, total):
     t = x * inverse
     rest = t - np.rint(t)

@@ -66,12 +66,20 @@ class ScaledSuperEffort:
 
 
 def affine_effort(grid: str, *, weighted: bool) -> AffineEffort:
-    """Q4_1, Q5_1, and the sub-blocks of Q2_K, Q4_K, Q5_K."""
+    """Q4_1, Q5_1, and the sub-blocks of Q2_K, Q4_K, Q5_K.
+
+    llama.cpp does not search Q4_1 and Q5_1 without importance, and so is fast: there is time for
+    the range as it is, and for one start.
+    """
     highest = {"q2_k": 3, "q4_1": 15, "q4_k": 15, "q5_1": 31, "q5_k": 31}[grid]
     if weighted:
         starts = {3: _WEIGHTED_2, 15: _WEIGHTED_4, 31: _WEIGHTED_5}[highest]
-    else:
-        starts = {3: _PLAIN_2, 15: _PLAIN_4, 31: _PLAIN_5}[highest]
+        return AffineEffort(highest=highest, starts=starts, rounds=1)
+    if grid == "q4_1":
+        return AffineEffort(highest=highest, starts=(), rounds=0)
+    if grid == "q5_1":
+        return AffineEffort(highest=highest, starts=_PLAIN_5[:1], rounds=0)
+    starts = {3: _PLAIN_2, 15: _PLAIN_4, 31: _PLAIN_5}[highest]
     return AffineEffort(highest=highest, starts=starts, rounds=1)
 
 
@@ -79,8 +87,8 @@ def scaled_effort(grid: str, *, weighted: bool) -> ScaledEffort:
     """Q4_0, Q5_0, and the sub-blocks of Q3_K and Q6_K."""
     size = {"q3_k": 4, "q4_0": 8, "q5_0": 16, "q6_k": 32}[grid]
     plain, far = {
-        4: ((-4.2, -3.8, -4.6, -3.2, -4.9), (-4.3, -5.5, -3.2, -3.8, 4.8, -6.0, -4.8, 6.0)),
-        8: ((-8.28, -7.78, -8.65), (-8.4, -9.53, -7.15, -7.9, -10.9, -6.15, -8.9, -11.9)),
+        4: ((-4.2, -3.8, -4.6, -3.2), (-4.3, -5.5, -3.2, -3.8, 4.8, -6.0, -4.8, 6.0)),
+        8: ((-8.28, -7.78), (-8.4, -9.53, -7.15, -7.9, -10.9, -6.15, -8.9, -11.9)),
         16: (
             (-16.05, -15.05, -16.55),
             (-16.3, -15.05, -17.3, -14.05, -18.8, -15.8, -13.05, -12.05),
@@ -91,7 +99,8 @@ def scaled_effort(grid: str, *, weighted: bool) -> ScaledEffort:
         ),
     }[size]
     starts = far if weighted else plain
-    return ScaledEffort(lowest=-size, highest=size - 1, starts=starts, rounds=1)
+    rounds = 0 if grid in ("q3_k", "q4_0") and not weighted else 1
+    return ScaledEffort(lowest=-size, highest=size - 1, starts=starts, rounds=rounds)
 
 
 def affine_super_effort(grid: str, *, weighted: bool) -> AffineSuperEffort:
