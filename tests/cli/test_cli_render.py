@@ -61,7 +61,7 @@ def test_plan_puts_layers_together(plan: Plan, capsys: pytest.CaptureFixture[str
     assert f"{name} 1 4x64 cast Q5_0 (not Q4_K) 1.0 kB toys are float32" in lines
     assert r"rope.\x1b[31mfreqs 1 4x64 drop - 0 bytes toys need no such thing" in lines
     assert "1 tensors fall back to another type for their shape: 25.0% of the weights" in lines
-    assert lines[-1].startswith("method rtn; disk 4.1 kB, memory up to 3")
+    assert lines[-1].startswith("method rtn; disk 4.1 kB, memory up to 5")
 
 
 def test_plan_lists_every_tensor_when_asked(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def test_one_thread_gives_the_bytes_of_two(smollm2_wide, tmp_path, reference):
 
 
 def test_less_memory_gives_the_same_bytes(smollm2_wide, tmp_path, reference):
-    qconv.convert(smollm2_wide, TARGETS, out=tmp_path, threads=2, max_ram=430_000_000)
+    qconv.convert(smollm2_wide, TARGETS, out=tmp_path, threads=2, max_ram=580_000_000)
     assert digests(tmp_path) == reference
 
 

@@ -211,7 +211,7 @@ class _OnTerminal:
             transient=True,
             redirect_stdout=False,  # results go to the real stdout, after the bar
         )
-        self._bar.add_task("", total=1.0, words="")
+        self._bar.add_task("", total=1.0, words="starting; the first run compiles its loops, once")
         self._bar.start()
 
     def show(self, tally: Tally) -> None:
