@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UnreadableInput, UnsupportedGrid
 from qconv.plugin import (
+    Action,
     ArtifactReader,
     Layout,
     ModelInfo,
@@ -143,20 +144,15 @@ def _plan_part(part: Part, choice: Choice, request: PlanRequest) -> TensorPlan:
     grid = _grid(choice.type, request)
     dtype = FLOATS.get(choice.type)
     same = part.source is not None and part.source.dtype == choice.type
+    action: Action = "quantize" if grid else "copy" if same else "cast"
     reason = choice.reason if choice.eligible else "vectors stay in 32 bits"
     if part.source is None:
-        reason = "rope scaling of config.json"
+        action, reason = "generate", "rope scaling of config.json"
     return TensorPlan(
         name=part.name,
         sources=() if part.source is None else (part.source.name,),
         shape=part.shape,
-        action="generate"
-        if part.source is None
-        else "quantize"
-        if grid
-        else "copy"
-        if same
-        else "cast",
+        action=action,
         storage=choice.type,
         grid=grid,
         dtype=dtype,

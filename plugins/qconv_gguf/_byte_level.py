@@ -8,7 +8,7 @@ from typing import Any
 from qconv.errors import UnreadableInput, Unsupported
 
 from ._pretokenizers import pretokenizer_name
-from ._tokenizer_files import TokenizerFiles, mapping
+from ._tokenizer_files import TokenizerFiles, mapping, sequence
 from ._vocabulary import Token, Vocabulary, number_tokens
 
 #: How byte-level BPE writes a space inside a token.
@@ -72,7 +72,7 @@ def read_merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
         UnreadableInput: an entry is neither.
     """
     merges = []
-    for entry in model.get("merges") or ():
+    for entry in sequence(model.get("merges"), "tokenizer.json: merges"):
         # a token may itself begin with a space, so the separator is the first one after a character
         parts = entry if isinstance(entry, list) else _halves(entry)
         if len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
@@ -99,7 +99,7 @@ def _types(node: object, found: set[str]) -> None:
     if isinstance(node, Mapping):
         found.add(str(node.get("type")))
         for key in ("pretokenizers", "decoders"):
-            for child in node.get(key) or ():
+            for child in sequence(node.get(key), f"tokenizer.json: {key}"):
                 _types(child, found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from qconv.errors import Unsupported
 
-from ._tokenizer_files import mapping
+from ._tokenizer_files import mapping, sequence
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -106,7 +106,7 @@ def _refuse_normalizer(node: object) -> None:
         return
     fields = mapping(node, "tokenizer.json: normalizer")
     if fields.get("type") == "Sequence":
-        for child in fields.get("normalizers") or ():
+        for child in sequence(fields.get("normalizers"), "tokenizer.json: normalizers"):
             _refuse_normalizer(child)
     elif fields.get("type") != "NFC":
         raise Unsupported(
@@ -120,7 +120,7 @@ def _splits(node: object) -> Iterator[str]:
     fields = mapping(node, "tokenizer.json: pre_tokenizer")
     kind = fields.get("type")
     if kind == "Sequence":
-        for child in fields.get("pretokenizers") or ():
+        for child in sequence(fields.get("pretokenizers"), "tokenizer.json: pretokenizers"):
             yield from _splits(child)
     elif kind == "ByteLevel":
         if fields.get("add_prefix_space", True):

@@ -10,7 +10,7 @@ from qconv.errors import UnreadableInput, Unsupported
 
 from ._byte_level import read_ids, read_merges
 from ._sentencepiece_model import Piece, SentencePieceModel, read_sentencepiece
-from ._tokenizer_files import TokenizerFiles, mapping
+from ._tokenizer_files import TokenizerFiles, mapping, sequence
 from ._vocabulary import Token, TokenType, Vocabulary, number_tokens
 
 _SPACE = "\u2581"
@@ -133,7 +133,8 @@ def _steps(node: object, children: str) -> list[Mapping[str, Any]]:
     fields = mapping(node, f"tokenizer.json: {children}")
     if fields.get("type") != "Sequence":
         return [fields] if fields else []
-    return [step for child in fields.get(children) or () for step in _steps(child, children)]
+    inner = sequence(fields.get(children), f"tokenizer.json: {children}")
+    return [step for child in inner for step in _steps(child, children)]
 
 
 def _space_prefix(tokenizer: Mapping[str, Any]) -> bool:

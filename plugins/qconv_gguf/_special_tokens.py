@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import Unsupported
 
 from ._container import Value, ValueType, array, boolean, string, uint32
-from ._tokenizer_files import TokenizerFiles, mapping
+from ._tokenizer_files import TokenizerFiles, mapping, sequence
 
 if TYPE_CHECKING:
     from ._vocabulary import Vocabulary
@@ -121,14 +121,18 @@ def _added(files: TokenizerFiles, vocabulary: Vocabulary, frame: _Frame) -> tupl
 
 def _frame(tokenizer: Mapping[str, Any]) -> _Frame:
     post = mapping(tokenizer.get("post_processor"), "tokenizer.json: post_processor")
-    processors = post.get("processors") if post.get("type") == "Sequence" else [post]
+    nested = sequence(post.get("processors"), "tokenizer.json: processors")
     frame = _Frame()
-    for processor in processors or ():
+    for processor in nested if post.get("type") == "Sequence" else (post,):
         fields = mapping(processor, "tokenizer.json: post_processor")
         if fields.get("type") == "TemplateProcessing":
             frame = _template_frame(fields)
         elif fields.get("type") in {"RobertaProcessing", "BertProcessing"}:
-            frame = _Frame(first=str(fields["cls"][0]), last=str(fields["sep"][0]))
+            first, last = (
+                [*sequence(fields.get(name), f"tokenizer.json: {name}"), ""][0]
+                for name in ("cls", "sep")
+            )
+            frame = _Frame(first=str(first), last=str(last))
     return frame
 
 
@@ -137,7 +141,7 @@ def _template_frame(fields: Mapping[str, Any]) -> _Frame:
     before: list[str] = []
     after: list[str] = []
     side = before
-    for item in fields.get("single") or ():
+    for item in sequence(fields.get("single"), "tokenizer.json: single"):
         entry = mapping(item, "tokenizer.json: single")
         if "Sequence" in entry:
             side = after

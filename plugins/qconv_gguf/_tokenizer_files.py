@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,19 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:  # noqa: ANN401 -- pars
     return value
 
 
+def sequence(value: Any, what: str) -> Sequence[Any]:  # noqa: ANN401 -- parsed JSON
+    """``value`` if it is a JSON array; None counts as empty.
+
+    Raises:
+        UnreadableInput: it is something else.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise UnreadableInput(f"{what} is {type(value).__name__}, not a JSON array; correct it")
+    return value
+
+
 def _object(files: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
     if name not in files:
         return {}
@@ -96,8 +109,8 @@ def _added_tokens(
         config.get("added_tokens_decoder"), "added_tokens_decoder"
     ).items():
         _add(found, number, entry, "tokenizer_config.json: added_tokens_decoder")
-    for entry in tokenizer.get("added_tokens") or ():
-        where = "tokenizer.json: added_tokens"
+    where = "tokenizer.json: added_tokens"
+    for entry in sequence(tokenizer.get("added_tokens"), where):
         _add(found, mapping(entry, where).get("id"), entry, where)
     return tuple(found[number] for number in sorted(found))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from gguf_models import (
     sentencepiece_model,
     split,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qconv.errors import QconvError, UnreadableInput, Unsupported
 from qconv_gguf import _pretokenizers
@@ -439,3 +442,50 @@ def test_a_beginning_that_nobody_names_is_refused() -> None:
     config = b'{"add_bos_token": true}'
     with pytest.raises(Unsupported, match=r"adds a beginning token, but neither"):
         specials(byte_level_files() | {"tokenizer_config.json": config})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 600) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+PLACES = (
+    ("tokenizer.json", "model"),
+    ("tokenizer.json", "model", "vocab"),
+    ("tokenizer.json", "model", "merges"),
+    ("tokenizer.json", "added_tokens"),
+    ("tokenizer.json", "added_tokens", 0),
+    ("tokenizer.json", "normalizer"),
+    ("tokenizer.json", "pre_tokenizer"),
+    ("tokenizer.json", "decoder"),
+    ("tokenizer.json", "post_processor"),
+    ("tokenizer.json", "post_processor", "single"),
+    ("tokenizer.json", "post_processor", "single", 0),
+    ("tokenizer_config.json", "bos_token"),
+    ("tokenizer_config.json", "added_tokens_decoder"),
+    ("tokenizer_config.json", "chat_template"),
+)
+
+
+@pytest.fixture(scope="module")
+def sound_files() -> tuple[Files, Files]:
+    return (
+        byte_level_files(template=True),
+        sentencepiece_json(sentencepiece_model(), legacy=True),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(place=st.sampled_from(PLACES), value=JSON, kind=st.sampled_from((0, 1)), typed=st.booleans())
+def test_hostile_tokenizers_raise_nothing_but_our_errors(
+    sound_files: tuple[Files, Files], place: tuple[Any, ...], value: Any, kind: int, typed: bool
+) -> None:
+    if typed and isinstance(value, dict):  # get further than the first look at the type
+        names = ("Sequence", "ByteLevel", "Split", "TemplateProcessing", "RobertaProcessing")
+        value["type"] = names[len(value) % len(names)]
+    name, *path = place
+    files = edited(sound_files[kind], name, put(*path, value=value))
+    with contextlib.suppress(QconvError):
+        specials(files)
