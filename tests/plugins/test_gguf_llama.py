@@ -235,6 +235,12 @@ def test_a_value_beyond_float16_is_refused() -> None:
         GgufBackend().encode(plan, torch.full((1, 256), 1e6))
 
 
+def test_an_empty_tensor_is_refused() -> None:
+    plan = by_name(plan_model(llama_config()))["blk.0.attn_q.weight"]
+    with pytest.raises(UnreadableInput, match="an empty tensor cannot be written"):
+        GgufBackend().encode(plan, torch.zeros(0, 256))
+
+
 def test_encoding_leaves_its_input_alone() -> None:
     plan = by_name(plan_model(llama_config()))["blk.0.attn_q.weight"]
     value = torch.randn(2, 256)

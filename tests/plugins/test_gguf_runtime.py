@@ -41,6 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "rope parameters": {"rope_theta": None, "rope_parameters": {"rope_theta": 777.0}},
     "yarn": {"rope_scaling": YARN},
     "yarn with its own attention factor": {"rope_scaling": {**YARN, "attention_factor": 1.5}},
+    "yarn with weighted scales": {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
     "mistral": {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
@@ -165,6 +166,37 @@ def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(
     path.write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(UnreadableInput, match=r"damaged\.gguf: llama\.cpp refuses it: .*version"):
         LlamaCpp(path)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(
+    tmp_path: Path, write_gguf: Write, tokenizer_files: dict[str, bytes]
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(), tokenizer_files)
+    with (
+        LlamaCpp(write_gguf(folder, "f16")) as llama,
+        pytest.raises(UnreadableInput, match=r"could not compute 1 tokens: .*invalid token"),
+    ):
+        llama.logits([99999])
+
+
+def test_another_library_is_not_taken_for_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    monkeypatch.setitem(_llama_cpp._SIGNATURES, "llama_of_tomorrow", (None, ()))
+    with pytest.raises(BrokenPlugin, match=r"not llama\.cpp as this version knows it"):
+        _llama_cpp._library.__wrapped__()
+
+
+def test_all_that_llama_cpp_says_is_shown_on_request(
+    tmp_path: Path,
+    write_gguf: Write,
+    tokenizer_files: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_gguf(save_model(tmp_path / "tiny", llama_config(), tokenizer_files), "f16")
+    LlamaCpp(path).close()
+    assert capsys.readouterr().err == ""
+    LlamaCpp(path, verbose=True).close()
+    assert "general.architecture" in capsys.readouterr().err
 
 
 def test_a_missing_llama_cpp_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

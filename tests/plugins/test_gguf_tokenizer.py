@@ -293,6 +293,22 @@ def test_the_name_of_the_pre_tokenizer_can_be_given() -> None:
     assert vocabulary(files, pre="gpt-2").pre == "gpt-2"
 
 
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        ({"type": "Whitespace"}, "'<Whitespace>'"),
+        ({"type": "Digits", "individual_digits": False}, r"'\\\\p\{N\}\+'"),
+        ({**split("x"), "behavior": "Removed"}, "'<Split Removed, invert=False>'"),
+        ({**split("x"), "pattern": {"String": "."}}, r"'\\\\\.'"),
+    ],
+)
+def test_other_splits_are_named(step: dict[str, Any], found: str) -> None:
+    steps = {"type": "Sequence", "pretokenizers": [step, {"type": "ByteLevel"}]}
+    files = edited(byte_level_files(), "tokenizer.json", put("pre_tokenizer", value=steps))
+    with pytest.raises(Unsupported, match=f"splits text by {found}, then '<ByteLevel with"):
+        vocabulary(files)
+
+
 def test_spelling_does_not_matter() -> None:
     spelt = LLAMA3_SPLIT.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)")
     spelt = spelt.replace("\\r", "\r").replace("]?\\p{L}+", "]?+\\p{L}++")
@@ -411,11 +427,26 @@ def test_metaspace_can_add_no_space() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff" * 20, b"IQ== 0\nIg== 1\n", b"\x0a\x7fabc", b"\x0a\x03\x12\x01x", b"\x0b"]
+    "data",
+    [
+        b"",
+        b"\xff" * 20,
+        b"IQ== 0\nIg== 1\n",
+        b"\x0a\x7fabc",
+        b"\x0a\x03\x12\x01x",
+        b"\x0b",
+        b"\x08\x01",
+        b"\x0a\x02\x1a\x00",
+    ],
 )
 def test_a_damaged_sentencepiece_model_is_named(data: bytes) -> None:
     with pytest.raises(UnreadableInput, match=r"tokenizer\.model: not a SentencePiece model"):
         vocabulary({"tokenizer.model": data})
+
+
+def test_an_unknown_type_of_piece_is_named() -> None:
+    with pytest.raises(UnreadableInput, match=r"piece 'a' has unknown type 9"):
+        vocabulary({"tokenizer.model": b"\x0a\x05\x0a\x01a\x18\x09"}, pre="default")
 
 
 def test_files_that_are_missing_or_not_json_are_named() -> None:
