@@ -86,6 +86,14 @@ def _shaped(
     return x, None if importance is None else importance.reshape(1, -1, block // length, length)
 
 
+def _by_magnitude(x: Tensor) -> Tensor:
+    """Weights by magnitude: its own, plus the mean magnitude of the sub-block."""
+    total = torch.zeros_like(x[..., 0])
+    for value, _ in _values(x, None):
+        total = total + value.abs()
+    return _over(total, x.shape[-1])[..., None] + x.abs()
+
+
 def _values(x: Tensor, w: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Values of all sub-blocks, position by position, with their weights."""
     for p in range(x.shape[-1]):
@@ -290,6 +298,7 @@ def _refit_affine_super(
 
 
 def _affine_super(x: Tensor, w: Tensor | None, effort: AffineSuperEffort) -> Found:
+    w = _by_magnitude(x) if effort.by_magnitude else w
     blocks = _Affine.of(x, w, effort.sub.highest, 0.0)
     chosen = _search_affine_super(blocks, blocks.search(effort.sub), effort)
     for _ in range(effort.refits):
@@ -388,6 +397,7 @@ def _search_scaled_super(best: _Best, effort: ScaledSuperEffort) -> _ScaledSuper
 
 
 def _scaled_super(x: Tensor, w: Tensor | None, effort: ScaledSuperEffort) -> Found:
+    w = _by_magnitude(x) if effort.by_magnitude else w
     ends = effort.sub.lowest, effort.sub.highest
     chosen = _search_scaled_super(_search_scaled(x, w, effort.sub), effort)
     for _ in range(effort.refits):

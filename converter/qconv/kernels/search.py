@@ -22,7 +22,7 @@ from .search_effort import (
     scaled_effort,
     scaled_super_effort,
 )
-from .search_lanes import LANES
+from .search_lanes import LANES, TILE
 
 Array = np.ndarray[Any, Any]
 
@@ -80,6 +80,14 @@ def _tiles(importance: torch.Tensor | None, length: int, owners: int, block: int
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 3, 1)).reshape(kinds, -1)
 
 
+def _super_tiles(
+    importance: torch.Tensor | None, length: int, *, by_magnitude: bool
+) -> Array | None:
+    if by_magnitude:
+        return np.empty((0, TILE), np.float32)
+    return _tiles(importance, length, search_superblock.OWNERS, 256)
+
+
 def _affine_super(
     grid: str, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -95,7 +103,7 @@ def _affine_super(
     }
     search_superblock.affine_superblocks(
         _flat(weight),
-        _tiles(importance, effort.length, search_superblock.OWNERS, 256),
+        _super_tiles(importance, effort.length, by_magnitude=effort.by_magnitude),
         effort.length,
         np.float32(effort.sub.highest),
         np.float32(effort.most),
@@ -122,7 +130,7 @@ def _scaled_super(
     }
     search_superblock.scaled_superblocks(
         _flat(weight),
-        _tiles(importance, 16, search_superblock.OWNERS, 256),
+        _super_tiles(importance, 16, by_magnitude=effort.by_magnitude),
         16,
         np.float32(effort.sub.lowest),
         np.float32(effort.sub.highest),

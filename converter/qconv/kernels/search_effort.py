@@ -44,6 +44,7 @@ class AffineSuperEffort:
     length: weights per sub-block; most: largest sub-scale
     minimum_tries, scale_tries: added to ``most`` to give what the largest maps to
     refits: how often everything is rounded and settled once more
+    by_magnitude: weigh errors by the weight's magnitude plus the mean around it
     """
 
     sub: AffineEffort
@@ -52,17 +53,22 @@ class AffineSuperEffort:
     minimum_tries: tuple[float, ...]
     scale_tries: tuple[float, ...]
     refits: int
+    by_magnitude: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaledSuperEffort:
-    """For the super-scale above sub-blocks of 16; tries: what the largest sub-scale maps to."""
+    """For the super-scale above sub-blocks of 16.
+
+    tries: what the largest sub-scale maps to; refits, by_magnitude: see AffineSuperEffort
+    """
 
     sub: ScaledEffort
     least: int
     most: int
     tries: tuple[float, ...]
     refits: int
+    by_magnitude: bool
 
 
 def affine_effort(grid: str, *, weighted: bool) -> AffineEffort:
@@ -113,6 +119,7 @@ def affine_super_effort(grid: str, *, weighted: bool) -> AffineSuperEffort:
         minimum_tries=(0.0, -1.0, 1.0, -2.0, 2.0, -3.0, 3.0, -4.0),
         scale_tries=(1.0, -1.0, -2.0),
         refits=2,
+        by_magnitude=not weighted and grid in _BY_MAGNITUDE,
     )
 
 
@@ -124,8 +131,9 @@ def scaled_super_effort(grid: str, *, weighted: bool) -> ScaledSuperEffort:
         sub=scaled_effort(grid, weighted=weighted),
         least=-(1 << bits),
         most=(1 << bits) - 1,
-        tries=(-half, 1.0 - half, 2.0 - half, 3.0 - half, half - 1.0, half - 2.0),
-        refits=2,
+        tries=(-half, 1.0 - half, 2.0 - half, 3.0 - half),
+        refits=1,
+        by_magnitude=not weighted and grid in _BY_MAGNITUDE,
     )
 
 
@@ -134,6 +142,7 @@ def byte_tries() -> tuple[float, ...]:
     return (127.0, 126.0, 125.0, 124.0, 123.0, 122.0)
 
 
+_BY_MAGNITUDE = ("q3_k",)
 _PLAIN_4 = (
     (0.25, 0.5), (0.5, 1.0), (0.5, 0.0), (-1.0, 1.0), (-0.25, 0.0), (0.25, 0.0), (-0.75, 1.0),
     (-0.75, 0.0),

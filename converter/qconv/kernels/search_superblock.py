@@ -232,6 +232,26 @@ def refit_affine_super(state, groups, owners):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def weigh(tile, groups, length, out):
+    """Weights by magnitude: its own, plus the mean magnitude of the sub-block."""
+    mean = np.empty(LANES, np.float32)
+    for g in range(groups):
+        first = g * length * LANES
+        clear(mean, 0, ZERO)
+        for p in range(length):
+            x = tile[first + p * LANES : first + (p + 1) * LANES]
+            for k in range(LANES):
+                mean[k] += abs(x[k])
+        for k in range(LANES):
+            mean[k] = mean[k] / np.float32(length)
+        for p in range(length):
+            x = tile[first + p * LANES : first + (p + 1) * LANES]
+            w = out[first + p * LANES : first + (p + 1) * LANES]
+            for k in range(LANES):
+                w[k] = mean[k] + abs(x[k])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def affine_superblocks(
     weight,
     importance,
@@ -251,7 +271,8 @@ def affine_superblocks(
 ):
     """Q2_K, Q4_K, Q5_K. All arrays flat, super-blocks of 256 one after another.
 
-    importance: (tiles that differ, 2048) float32, transposed like a tile; or None
+    importance: (tiles that differ, 2048) float32, transposed like a tile; None for equal weights;
+        (0, 2048) for weights by magnitude
     length: weights per sub-block; highest: largest code; most: largest sub-scale (float32 both)
     starts, rounds: see search_affine; minimum_tries, scale_tries: see search_affine_super
     refits: how often to round to what is settled and settle again
@@ -259,7 +280,7 @@ def affine_superblocks(
     """
     sub = 256 // length
     groups = sub // 8
-    tile = np.empty(TILE, np.float32)
+    tile, own = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     owners = np.zeros(ROWS, np.float32)
     supers = len(weight) // 256
@@ -271,7 +292,13 @@ def affine_superblocks(
             padded[: len(source)] = source
             source = padded
         load(source, OWNERS, sub, length, tile)
-        kind = None if importance is None else importance[(first // OWNERS) % len(importance)]
+        if importance is None:
+            kind = None
+        elif len(importance) == 0:
+            weigh(tile, groups, length, own)
+            kind = own
+        else:
+            kind = importance[(first // OWNERS) % len(importance)]
         for g in range(groups):
             x = tile[g * length * LANES :]
             w = None if kind is None else kind[g * length * LANES :]
@@ -405,7 +432,7 @@ def scaled_superblocks(
     """
     sub = 256 // length
     groups = sub // 8
-    tile = np.empty(TILE, np.float32)
+    tile, own = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     owners = np.zeros(ROWS, np.float32)
     supers = len(weight) // 256
@@ -417,7 +444,13 @@ def scaled_superblocks(
             padded[: len(source)] = source
             source = padded
         load(source, OWNERS, sub, length, tile)
-        kind = None if importance is None else importance[(first // OWNERS) % len(importance)]
+        if importance is None:
+            kind = None
+        elif len(importance) == 0:
+            weigh(tile, groups, length, own)
+            kind = own
+        else:
+            kind = importance[(first // OWNERS) % len(importance)]
         for g in range(groups):
             x = tile[g * length * LANES :]
             w = None if kind is None else kind[g * length * LANES :]
