@@ -120,11 +120,15 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What a backend plans from: the model, one of its formats, and the target's options."""
+    """What a backend plans from: the model, one of its formats, and the target's options.
+
+    importance: the method fits grids with importance from calibration
+    """
 
     model: ModelInfo
     format: str
     options: Mapping[str, str] = field(default_factory=dict)
+    importance: bool = False
 
 
 # --- what a backend answers -----------------------------------------------------------------------

@@ -40,11 +40,6 @@ _OPTIONS = (
         choices=("default", "ggml"),
     ),
     OptionSpec(
-        name="importance",
-        summary="plan llama.cpp's type mixture for weights quantized with an importance matrix",
-        choices=("no", "yes"),
-    ),
-    OptionSpec(
         name="pre",
         summary="llama.cpp's name of the pre-tokenizer, when tokenizer.json's is not recognised",
     ),

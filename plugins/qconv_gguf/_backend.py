@@ -53,7 +53,7 @@ class GgufBackend:
         parts = llama_parts(model, config)
         candidates = [Candidate(name=p.name, shape=p.shape, stored="F32") for p in parts]
         choices = choose_types(
-            candidates, _llama_traits(config), target, importance=_importance(request)
+            candidates, _llama_traits(config), target, importance=request.importance
         )
         plans = [_plan_part(part, choices[part.name], request) for part in parts]
         plans.sort(key=lambda plan: file_order(plan.name))
@@ -125,10 +125,6 @@ def _stem(model: ModelInfo) -> str:
     return model.name.replace("/", "-").replace("\\", "-") or "model"
 
 
-def _importance(request: PlanRequest) -> bool:
-    return request.options.get("importance", "no") == "yes"
-
-
 def _llama_traits(config: LlamaConfig) -> Traits:
     return Traits(
         architecture="llama",
@@ -168,7 +164,7 @@ def _plan_gguf(request: PlanRequest, target: FileType) -> TensorPlans:
     infos = request.model.tensors
     candidates = [Candidate(name=t.name, shape=t.shape, stored=t.dtype) for t in infos.values()]
     traits = gguf_traits(request.model)
-    choices = choose_types(candidates, traits, target, importance=_importance(request))
+    choices = choose_types(candidates, traits, target, importance=request.importance)
     plans = [
         _plan_stored(infos[name], choices[name], request) for name in sorted(infos, key=file_order)
     ]

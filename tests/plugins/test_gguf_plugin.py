@@ -18,7 +18,7 @@ def spec() -> BackendSpec:
 def test_one_backend_is_offered() -> None:
     assert spec().name == "gguf"
     assert spec().api_version == API_VERSION
-    assert {option.name for option in spec().options} == {"search", "importance", "pre"}
+    assert {option.name for option in spec().options} == {"search", "pre"}
     assert spec().load()().__class__.__name__ == "GgufBackend"
 
 

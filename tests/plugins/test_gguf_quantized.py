@@ -24,9 +24,11 @@ IDS = [3 + 7 * n % 500 for n in range(64)]
 SMALL = llama_config(num_hidden_layers=1)
 
 
-def plans_of(target: str, config: dict[str, Any], **options: str) -> dict[str, TensorPlan]:
+def plans_of(
+    target: str, config: dict[str, Any], *, importance: bool = False, **options: str
+) -> dict[str, TensorPlan]:
     model = model_info("tiny", config, llama_weights(config), {})
-    request = PlanRequest(model=model, format=target, options=options)
+    request = PlanRequest(model=model, format=target, options=options, importance=importance)
     return {plan.name: plan for plan in GgufBackend().plan_tensors(request).tensors}
 
 
@@ -102,10 +104,10 @@ def test_fallbacks_are_in_the_plan() -> None:
     assert plans["blk.0.attn_norm.weight"].fallback_from is None
 
 
-def test_importance_is_an_option_of_the_target() -> None:
+def test_importance_changes_the_mixture() -> None:
     config = llama_config(num_hidden_layers=8)
     assert plans_of("q4_0", config)["blk.0.ffn_down.weight"].storage == "Q4_0"
-    assert plans_of("q4_0", config, importance="yes")["blk.0.ffn_down.weight"].storage == "Q4_1"
+    assert plans_of("q4_0", config, importance=True)["blk.0.ffn_down.weight"].storage == "Q4_1"
 
 
 def test_search_reaches_the_grid() -> None:
