@@ -70,8 +70,9 @@ def test_error_is_below_llama_cpp(name: str, weighted: bool) -> None:
         for kind, weight in kinds(64, 1024).items()
     }
     assert max(ratios.values()) < 1.001, ratios
-    # Q4_1 without importance: llama.cpp is too fast to search more than it does.
-    assert np.mean(list(ratios.values())) < (1.0 if (name, weighted) == ("q4_1", False) else 0.96)
+    # Q4_1 and Q5_1 without importance: llama.cpp is too fast to search more than it does.
+    searched = weighted or name not in {"q4_1", "q5_1"}
+    assert np.mean(list(ratios.values())) < (0.96 if searched else 1.0)
 
 
 @every_type

@@ -45,6 +45,13 @@ def _source(weight, first, padded):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def write_halves(values, out):
+    """Float16 bits of a tile's parameters, as many as there are blocks left."""
+    for k in range(min(LANES, len(out))):
+        out[k] = half_bits(values[k])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def scaled_blocks(weight, importance, lowest, highest, starts, rounds, codes, scale):
     """Q4_0, Q5_0. All arrays flat, blocks of 32 one after another.
 
@@ -66,8 +73,8 @@ def scaled_blocks(weight, importance, lowest, highest, starts, rounds, codes, sc
             inverse = ONE / step
             state[NEXT + k] = step
             state[INVERSE + k] = ZERO if step == ZERO else inverse
+        write_halves(state[NEXT:], scale[first:])
         for k in range(min(LANES, len(rows) - first)):
-            scale[first + k] = half_bits(state[NEXT + k])
             inverse = state[INVERSE + k]
             write_codes(rows, first + k, inverse, -lowest, ZERO, highest - lowest, code_rows)
 
@@ -100,9 +107,9 @@ def affine_blocks(weight, importance, highest, starts, rounds, codes, scale, min
             state[SCORE + k] = low
             state[INVERSE + k] = inverse
             state[OFFSET + k] = -low * inverse
+        write_halves(state[NEXT:], scale[first:])
+        write_halves(state[SCORE:], minimum[first:])
         for k in range(min(LANES, len(rows) - first)):
-            scale[first + k] = half_bits(state[NEXT + k])
-            minimum[first + k] = half_bits(state[SCORE + k])
             inverse, offset = state[INVERSE + k], state[OFFSET + k]
             write_codes(rows, first + k, inverse, offset, ZERO, highest, code_rows)
 
@@ -132,14 +139,25 @@ def range_blocks(weight, highest, codes, scale, minimum):
     """Q4_1, Q5_1 without search: the range as it is, in float16, and the nearest codes to that."""
     rows, code_rows = weight.reshape(-1, BLOCK), codes.reshape(-1, BLOCK)
     bits = weight.view(np.int32).reshape(-1, BLOCK)
-    for s in range(len(rows)):
-        lowest, most = _range(bits, s)
-        step, low = half_value((most - lowest) / highest), half_value(lowest)
-        scale[s] = half_bits(step)
-        minimum[s] = half_bits(low)
-        inverse = ONE / step
-        inverse = ZERO if step == ZERO else inverse
-        write_codes(rows, s, inverse, -low * inverse, ZERO, highest, code_rows)
+    state = np.zeros(FIELDS, np.float32)
+    for first in range(0, len(rows), LANES):
+        blocks = min(LANES, len(rows) - first)
+        for k in range(blocks):
+            state[LOW + k], state[HIGH + k] = _range(bits, first + k)
+        for k in range(LANES):
+            low = half_value(state[LOW + k])
+            step = half_value((state[HIGH + k] - state[LOW + k]) / highest)
+            inverse = ONE / step
+            inverse = ZERO if step == ZERO else inverse
+            state[NEXT + k] = step
+            state[SCORE + k] = low
+            state[INVERSE + k] = inverse
+            state[OFFSET + k] = -low * inverse
+        write_halves(state[NEXT:], scale[first:])
+        write_halves(state[SCORE:], minimum[first:])
+        for k in range(blocks):
+            inverse, offset = state[INVERSE + k], state[OFFSET + k]
+            write_codes(rows, first + k, inverse, offset, ZERO, highest, code_rows)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -217,8 +235,8 @@ def byte_blocks(weight, importance, tries, codes, scale):
             step = state[SCALE + k]
             inverse = ONE / step
             state[INVERSE + k] = ZERO if step == ZERO else inverse
+        write_halves(state[SCALE:], scale[first:])
         for k in range(min(LANES, len(rows) - first)):
-            scale[first + k] = half_bits(state[SCALE + k])
             inverse = state[INVERSE + k]
             _write_bytes(rows, first + k, inverse, highest, code_rows)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 class AffineEffort:
     """For scale and minimum.
 
-    starts: codes that the range spans beyond the highest, and the share of them cut off below
+    starts: codes that the range spans beyond the highest, and the share of them cut off below;
+        none to take the range as it is
     rounds: how often the best is rounded and refitted once more
     """
 
@@ -75,16 +76,14 @@ def affine_effort(grid: str, *, weighted: bool) -> AffineEffort:
     """Q4_1, Q5_1, and the sub-blocks of Q2_K, Q4_K, Q5_K.
 
     llama.cpp does not search Q4_1 and Q5_1 without importance, and so is fast: there is time for
-    the range as it is, and for one start.
+    the range as it is, no more.
     """
     highest = {"q2_k": 3, "q4_1": 15, "q4_k": 15, "q5_1": 31, "q5_k": 31}[grid]
     if weighted:
         starts = {3: _WEIGHTED_2, 15: _WEIGHTED_4, 31: _WEIGHTED_5}[highest]
         return AffineEffort(highest=highest, starts=starts, rounds=1)
-    if grid == "q4_1":
+    if grid in ("q4_1", "q5_1"):
         return AffineEffort(highest=highest, starts=(), rounds=0)
-    if grid == "q5_1":
-        return AffineEffort(highest=highest, starts=_PLAIN_5[:1], rounds=0)
     starts = {3: _PLAIN_2, 15: _PLAIN_4, 31: _PLAIN_5}[highest]
     return AffineEffort(highest=highest, starts=starts, rounds=1)
 
