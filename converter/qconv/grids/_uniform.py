@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qconv.errors import UnsupportedGrid, UsageError
-from qconv.grids._block import check_weight
+from qconv.grids._checks import (
+    check_choice,
+    check_importance,
+    check_matrix,
+    check_weight,
+    from_options,
+)
 from qconv.grids._grid import ColumnGrid, Parameters
 
 if TYPE_CHECKING:
@@ -58,14 +64,7 @@ class UniformGrid:
         Raises:
             UsageError: an option is missing, unknown or out of range.
         """
-        options = {key: value for key, value in spec.items() if key != "family"}
-        try:
-            return cls(**options)
-        except TypeError as error:
-            raise UsageError(
-                f"uniform grid {dict(spec)!r}: {error}; "
-                f"options are {', '.join(cls.__dataclass_fields__)}"
-            ) from None
+        return from_options(cls, "uniform grid", ", ".join(cls.__dataclass_fields__), spec)
 
     def spec(self) -> Mapping[str, Any]:
         """JSON-able description, the input of :meth:`from_spec`."""
@@ -89,11 +88,7 @@ class UniformGrid:
 
     def check_shape(self, shape: tuple[int, int], name: str = "weight") -> None:
         """Raise UnsupportedGrid unless the groups divide the columns."""
-        if len(shape) != 2 or min(shape) < 1:
-            raise UnsupportedGrid(
-                f"tensor {name!r}: shape {tuple(shape)} is not (rows, columns), both at least 1; "
-                "quantize linear weights only, copy this one"
-            )
+        check_matrix(shape, name)
         size = self.columns(shape[1])
         if shape[1] % size:
             raise UnsupportedGrid(
@@ -244,11 +239,8 @@ def _check_options(grid: UniformGrid) -> None:
             raise UsageError(
                 f"uniform grid: {field} is {getattr(grid, field)!r}; choose true or false"
             )
-    for field, choices in (("scale_dtype", get_args(ScaleDtype)), ("search", get_args(Search))):
-        if getattr(grid, field) not in choices:
-            raise UsageError(
-                f"uniform grid: {field} is {getattr(grid, field)!r}; choose {' or '.join(choices)}"
-            )
+    check_choice("uniform grid", "scale_dtype", grid.scale_dtype, get_args(ScaleDtype))
+    check_choice("uniform grid", "search", grid.search, get_args(Search))
     if grid.narrow and not grid.symmetric:
         raise UsageError(
             "uniform grid: narrow goes with symmetric codes only; "
@@ -270,21 +262,8 @@ def _suggestion(columns: int, size: int) -> str:
 
 def _relative_importance(weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
     """Importance divided by its largest value, so that no weighted sum overflows: (in,) float32."""
-    import torch
-
-    columns = weight.shape[1]
     if importance is None:
-        return weight.new_ones(columns)
-    if tuple(importance.shape) != (columns,) or importance.dtype != torch.float32:
-        raise UnsupportedGrid(
-            f"importance is {tuple(importance.shape)} {importance.dtype}; "
-            f"a weight with {columns} columns needs ({columns},) torch.float32"
-        )
+        return weight.new_ones(weight.shape[1])
+    largest = check_importance(importance, weight.shape[1])
     importance = importance.detach()
-    low, high = (float(extreme) for extreme in torch.aminmax(importance))
-    if not 0.0 <= low <= high < float("inf"):
-        raise UnsupportedGrid(
-            f"importance ranges from {low} to {high}; it must be finite and not negative: "
-            "repeat the calibration without the samples that overflow"
-        )
-    return importance / high if high else importance
+    return importance / largest if largest else importance
