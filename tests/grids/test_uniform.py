@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconv.errors import UnsupportedGrid, UsageError
-from qconv.grids import Grid, UniformGrid
+from qconv.grids import Grid, UniformGrid, grid_from_spec
 from qconv.kernels import uniform as kernels
+from qconv.testing import check_grid
 
 GRIDS = [
     UniformGrid(bits=4, symmetric=True, group_size=32),
@@ -56,7 +57,13 @@ def group_errors(grid, weight, importance) -> torch.Tensor:
 @every_grid
 def test_it_is_a_grid_and_its_spec_builds_an_equal_one(grid):
     assert isinstance(grid, Grid)
-    assert UniformGrid.from_spec(grid.spec()) == grid
+    assert grid_from_spec(grid.spec()) == grid
+
+
+@every_grid
+def test_it_keeps_to_the_plugin_api_by_either_search(grid):
+    check_grid(grid, in_features=96)
+    check_grid(plain(grid), in_features=96)
 
 
 @every_grid
