@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 MODELS := .models
 READY := $(VENV)/.ready
 MODEL := $(MODELS)/smollm2-135m-wide/config.json
+# for `make bench`: where llama.cpp's own tools are, if they are installed
+PEERS ?=
 
-.PHONY: help demo test lint bench schemas clean
+.PHONY: help demo test lint bench gpu-check schemas clean
 
 help:
 	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
 	@echo "make test     run all tests"
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make bench    speed, memory and error against llama.cpp, as ratios"
+	@echo "make gpu-check  on a machine with CUDA: the GPU path gives the CPU's bytes"
 	@echo "make schemas  write schemas/ anew"
 
 # torch first and alone: a later package must not pull another build of it
@@ -43,7 +46,10 @@ lint: $(READY)
 
 bench: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/encode.py --model $(MODELS)/smollm2-135m-wide
-	$(BIN)/python tests/bench/whole.py
+	$(BIN)/python tests/bench/whole.py $(PEERS)
+
+gpu-check: $(READY)
+	$(BIN)/pytest tests/gpu -ra
 
 schemas: $(READY)
 	$(BIN)/python tests/schemas/regenerate.py schemas
