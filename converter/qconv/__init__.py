@@ -6,23 +6,46 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from qconv._version import __version__
 
 if TYPE_CHECKING:
     from qconv.api import convert, inspect, plan
+    from qconv.conversion import Artifact, Conversion
+    from qconv.inspection import Inspection
+    from qconv.planning import Plan, TargetPlan
 
-__all__ = ["__version__", "convert", "inspect", "plan"]
+__all__ = [
+    "Artifact",
+    "Conversion",
+    "Inspection",
+    "Plan",
+    "TargetPlan",
+    "__version__",
+    "convert",
+    "inspect",
+    "plan",
+]
+
+_HOMES = {
+    "Artifact": "qconv.conversion",
+    "Conversion": "qconv.conversion",
+    "Inspection": "qconv.inspection",
+    "Plan": "qconv.planning",
+    "TargetPlan": "qconv.planning",
+    "convert": "qconv.api",
+    "inspect": "qconv.api",
+    "plan": "qconv.api",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Load the API when it is first used, so that ``import qconv`` costs nothing."""
-    if name in {"convert", "inspect", "plan"}:
-        from qconv import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'qconv' has no attribute {name!r}")
+    """Load a public name when it is first used, so that ``import qconv`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qconv' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
