@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from qconv.plugin import (
     Layout,
     ModelInfo,
     PlanRequest,
+    RowOrder,
     TensorInfo,
     TensorPlan,
     TensorPlans,
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
     from qconv.tensors import QuantTensor
 
     from ._llama_cpp import LlamaCpp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LlamaPlan(TensorPlan):
+    """A tensor made from a Llama checkpoint. To the host a vector is one row, never reordered.
+
+    value_order: which source value each value of a vector comes from; None keeps them
+    """
+
+    value_order: RowOrder | None = None
 
 
 class GgufBackend:
@@ -91,6 +103,8 @@ class GgufBackend:
             return [_bytes(pack(plan.storage.lower(), value.codes, value.parameters))]
         if plan.dtype == "raw" or plan.dtype is None:
             return [_bytes(value)]
+        if isinstance(plan, _LlamaPlan) and plan.value_order is not None:
+            value = value.index_select(-1, torch.tensor(list(plan.value_order.index)))
         floats = value.to(getattr(torch, plan.dtype))
         if floats.dtype == torch.float16 and not bool(torch.isfinite(floats).all()):
             raise UnsupportedGrid(
@@ -144,7 +158,10 @@ def _plan_part(part: Part, choice: Choice, request: PlanRequest) -> TensorPlan:
     reason = choice.reason if choice.eligible else "vectors stay in 32 bits"
     if part.source is None:
         action, reason = "generate", "rope scaling of config.json"
-    return TensorPlan(
+    order, vector = part.row_order, len(part.shape) == 1
+    if order is not None and vector:
+        reason = f"{reason}; {order.label}"
+    return _LlamaPlan(
         name=part.name,
         sources=() if part.source is None else (part.source.name,),
         shape=part.shape,
@@ -154,7 +171,8 @@ def _plan_part(part: Part, choice: Choice, request: PlanRequest) -> TensorPlan:
         dtype=dtype,
         reason=reason,
         fallback_from=choice.wanted,
-        row_order=part.row_order,
+        row_order=None if vector else order,
+        value_order=order if vector else None,
         values=part.values,
     )
 
@@ -178,7 +196,7 @@ def _plan_stored(info: TensorInfo, choice: Choice, request: PlanRequest) -> Tens
     return TensorPlan(
         name=info.name,
         sources=(info.name,),
-        shape=info.shape,
+        shape=_ggml_shape(info.shape),
         action="copy" if same else "quantize" if grid else "cast",
         storage=choice.type,
         grid=grid,
@@ -186,6 +204,12 @@ def _plan_stored(info: TensorInfo, choice: Choice, request: PlanRequest) -> Tens
         reason=reason,
         fallback_from=choice.wanted,
     )
+
+
+def _ggml_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without outer dimensions of size one, which ggml does not count."""
+    outer = next((at for at, size in enumerate(shape[:-1]) if size != 1), len(shape) - 1)
+    return shape[max(0, outer) :]
 
 
 def _grid(type_name: str, request: PlanRequest) -> Grid | None:

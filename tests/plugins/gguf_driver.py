@@ -53,9 +53,7 @@ def fill(plan: TensorPlan, weights: dict[str, torch.Tensor]):
         return torch.tensor(plan.values).reshape(1, -1)
     rows = torch.cat([weights[name].reshape(-1, weights[name].shape[-1]) for name in plan.sources])
     if plan.row_order is not None:
-        index = torch.tensor(list(plan.row_order.index))
-        flat = rows.reshape(-1) if rows.shape[0] == 1 else rows
-        rows = flat[index].reshape(rows.shape)
+        rows = rows[torch.tensor(list(plan.row_order.index))]
     if plan.grid is None:
         return rows if plan.dtype == "raw" else rows.to(getattr(torch, plan.dtype))
     codes, parameters = plan.grid.quantize(rows.float())

@@ -11,6 +11,7 @@ import torch
 from gguf_driver import model_info
 from gguf_models import byte_level_files, llama_config, llama_weights, save_model
 
+from qconv import convert
 from qconv.errors import UnreadableInput, Unsupported, UnsupportedGrid
 from qconv.plugin import PlanRequest, TensorPlan, TensorPlans
 from qconv_gguf._backend import GgufBackend
@@ -72,15 +73,31 @@ def test_vectors_stay_in_32_bits_and_matrices_are_cast() -> None:
     assert (matrix.storage, matrix.action, matrix.dtype) == ("F16", "cast", "float16")
 
 
-def test_queries_and_keys_are_reordered_with_their_biases_and_nothing_else() -> None:
+def test_queries_and_keys_are_reordered_and_nothing_else() -> None:
     plans = by_name(plan_model(llama_config(attention_bias=True)))
     for name, plan in plans.items():
-        assert (plan.row_order is not None) == ("attn_q." in name or "attn_k." in name), name
-    assert plans["blk.0.attn_q.bias"].row_order is plans["blk.1.attn_q.weight"].row_order
+        rotary = name.endswith(("attn_q.weight", "attn_k.weight"))
+        assert (plan.row_order is not None) == rotary, name
     keys = plans["blk.0.attn_k.weight"].row_order
     assert keys is not None
     assert keys.label == "rotary halves interleaved, 2 heads"
     assert len(keys.index) == 128
+
+
+def test_biases_of_queries_and_keys_follow_their_rows_through_the_host(tmp_path: Path) -> None:
+    config = llama_config(attention_bias=True, num_hidden_layers=1)
+    folder = save_model(tmp_path / "tiny", config, byte_level_files())
+    convert(folder, to="gguf:f32", out=tmp_path / "out")
+    reader = GgufReader(tmp_path / "out" / "tiny-F32.gguf")
+    weights = llama_weights(config)
+    for name, heads in (("q", 4), ("k", 2)):
+        bias = weights[f"model.layers.0.self_attn.{name}_proj.bias"]
+        order = torch.tensor(list(rotary_order(heads, 64).index))
+        assert torch.equal(reader.read(f"blk.0.attn_{name}.bias"), bias[order])
+        plan = by_name(plan_model(config))[f"blk.0.attn_{name}.bias"]
+        assert plan.reason == f"vectors stay in 32 bits; rotary halves interleaved, {heads} heads"
+    value = weights["model.layers.0.self_attn.v_proj.bias"]
+    assert torch.equal(reader.read("blk.0.attn_v.bias"), value)
 
 
 def test_rotary_order_interleaves_the_halves_of_each_head() -> None:

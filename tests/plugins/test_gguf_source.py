@@ -43,6 +43,7 @@ def source(tmp_path: Path) -> Path:
     writer.add_tensor("blk.0.attn_norm.weight", values[0])
     writer.add_tensor("blk.0.ssm_conv1d.weight", values[:, :4].copy())
     writer.add_tensor("blk.0.ids", np.arange(6, dtype=np.int32))
+    writer.add_tensor("blk.0.one_row.weight", values[:1])
     writer.add_tensor("token_embd.weight", values.reshape(2, 3, 256))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -84,6 +85,15 @@ def test_what_is_not_eligible_or_already_so_is_copied_byte_for_byte(
     assert torch.equal(after[1]["blk.0.ffn_up.weight"], expected)
 
 
+def test_outer_dimensions_of_one_are_not_counted(source: Path, tmp_path: Path) -> None:
+    before = read_gguf(source)
+    after = read_gguf(convert(source, tmp_path / "out", "q8_0"))
+    assert before[0].tensors["blk.0.one_row.weight"].shape == (1, 256)
+    assert after[0].tensors["blk.0.one_row.weight"].shape == (256,)
+    assert torch.equal(before[2]["blk.0.one_row.weight"], after[2]["blk.0.one_row.weight"])
+    assert after[0].tensors["token_embd.weight"].shape == (2, 3, 256)
+
+
 def test_actions_are_planned_in_llama_cpps_order(source: Path) -> None:
     model = read_gguf(source)[0]
     plans = GgufBackend().plan_tensors(PlanRequest(model=model, format="f32")).tensors
@@ -93,6 +103,7 @@ def test_actions_are_planned_in_llama_cpps_order(source: Path) -> None:
         ("blk.0.attn_v.weight", "cast", "F32", "float32"),
         ("blk.0.ffn_up.weight", "cast", "F32", "float32"),
         ("blk.0.ids", "copy", "I32", "raw"),
+        ("blk.0.one_row.weight", "copy", "F32", "raw"),
         ("blk.0.ssm_conv1d.weight", "copy", "F32", "raw"),
     ]
     assert "never quantizes" in plans[1].reason
