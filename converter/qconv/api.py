@@ -112,7 +112,14 @@ def convert(
             max_ram=max_ram,
         )
         _check(made, force=force, max_fallback=max_fallback)
-        return run(made, checkpoint, rounder, resume=resume, observer=_observers(host, observer))
+        return run(
+            made,
+            checkpoint,
+            rounder,
+            resume=resume,
+            force=force,
+            observer=_observers(host, observer),
+        )
 
 
 def inspect(path: str | Path, *, values: bool = True) -> Inspection:

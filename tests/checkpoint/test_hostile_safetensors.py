@@ -102,6 +102,20 @@ def test_a_file_that_shrinks_while_open_is_refused_not_fatal(tmp_path: Path) -> 
             checkpoint.read_rows("w", 1000, 1001)
 
 
+def test_a_file_that_is_overwritten_while_open_is_refused(tmp_path: Path) -> None:
+    directory = hf_directory(tmp_path, {"w": torch.ones(1024, 1024)})
+    path = directory / "model.safetensors"
+    with open_checkpoint(directory) as checkpoint:
+        checkpoint.read_rows("w", 0, 1)
+        status = path.stat()
+        with path.open("r+b") as file:
+            file.seek(-4, os.SEEK_END)
+            file.write(b"\0\0\0\0")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # clocks may tick slowly
+        with pytest.raises(UnreadableInput, match="changed in place while being read"):
+            checkpoint.read_rows("w", 1, 2)
+
+
 def test_a_failed_opening_leaves_no_file_open(tmp_path: Path) -> None:
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("open files are counted in /proc")

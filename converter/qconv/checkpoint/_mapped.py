@@ -32,7 +32,7 @@ class MappedFile:
         self.path = path
         self._fd = _open_regular(path)
         try:
-            self.mtime_ns = os.fstat(self._fd).st_mtime_ns
+            _, self.mtime_ns = self._state()
             self._map: mmap.mmap | None = _map(self._fd, path)
         except BaseException:
             os.close(self._fd)
@@ -43,16 +43,18 @@ class MappedFile:
     def buffer(self) -> mmap.mmap:
         """The mapping, for parsing headers in place."""
         if self._map is None:
-            raise ValueError(f"{self.path}: the checkpoint is closed")
+            raise self._closed()
         return self._map
 
     def copy(self, offset: int, nbytes: int) -> torch.Tensor:
         """Bytes ``offset:offset + nbytes`` in memory of their own, (nbytes,) uint8.
 
         Raises:
-            UnreadableInput: the range is not in the file, or the file changed its size.
+            UnreadableInput: the range is not in the file, or the file changed since it was opened.
             NotEnoughResources: the copy does not fit in memory.
         """
+        if self._map is None:  # the descriptor's number may be another file's by now
+            raise self._closed()
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise UnreadableInput(
                 f"{self.path}: bytes {offset} to {offset + nbytes} are not within its "
@@ -60,26 +62,31 @@ class MappedFile:
             )
         out = _empty(nbytes, self.path)
         target = out.numpy().data
-        self._check_size()
         while target:
             count = self._read_into(target, offset)
             if not count:
-                self._check_size()
+                raise self._changed()
             target, offset = target[count:], offset + count
+        if self._state() != (self.size, self.mtime_ns):
+            raise self._changed()
         return out
 
-    def _check_size(self) -> None:
-        """Refuse a file that is being written to.
+    def _closed(self) -> ValueError:
+        return ValueError(f"{self.path}: the checkpoint is closed")
 
-        Raises:
-            UnreadableInput: the size is not the one the file had when opened.
-        """
-        size = self.buffer.size()
-        if size != self.size:
-            raise UnreadableInput(
-                f"{self.path}: changed from {self.size} to {size} bytes while being read; "
-                "let whatever writes to it finish, then start again"
-            )
+    def _state(self) -> tuple[int, int]:
+        """Size and modification time as they are now."""
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
+
+    def _changed(self) -> UnreadableInput:
+        """The error for a file that is being written to: half old and half new is neither."""
+        size, _ = self._state()
+        how = f"from {self.size} to {size} bytes" if size != self.size else "in place"
+        return UnreadableInput(
+            f"{self.path}: changed {how} while being read; "
+            "let whatever writes to it finish, then start again"
+        )
 
     def release(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range back; they are read from the file again when next touched."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from qconv.conversion._artifact import Artifact, check_outputs
+from qconv.conversion._artifact import Artifact
 from qconv.conversion._json import ConversionJson
+from qconv.conversion._outputs import check_outputs
 from qconv.conversion._pipeline import Conversion, run
 
 __all__ = ["Artifact", "Conversion", "ConversionJson", "check_outputs", "run"]

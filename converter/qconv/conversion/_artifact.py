@@ -7,19 +7,29 @@ second run needs to go on (the files, the journal, the fingerprint) stays there;
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from qconv.conversion._digest import RunningDigest, read_back
 from qconv.conversion._journal import Journal, Slab, checksum_of, read_journal
-from qconv.errors import BrokenPlugin, NotEnoughResources, OutputExists, UsageError
+from qconv.conversion._outputs import final_path, refuse_existing
+from qconv.conversion._partial import (
+    FILES,
+    FINGERPRINT,
+    JOURNAL,
+    REPLACED,
+    claimed,
+    partial_path,
+    remove_claimed,
+)
+from qconv.conversion._refusals import told_apart
+from qconv.errors import BrokenPlugin, OutputExists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
@@ -27,10 +37,6 @@ if TYPE_CHECKING:
     from qconv.conversion._json import ArtifactJson
     from qconv.planning import TargetPlan
     from qconv.plugin import FilePlan, Place
-
-_FINGERPRINT = "fingerprint"
-_JOURNAL = "journal.jsonl"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,86 +75,34 @@ class Artifact:
         }
 
 
-def final_path(out: Path, target: TargetPlan) -> Path:
-    """What the artifact is called when whole: its only file, or the directory of all its files."""
-    top = {PurePosixPath(file.path).parts[0] for file in target.layout.files}
-    if len(top) != 1:
-        raise BrokenPlugin(
-            f"plugin author: {target.label} writes {sorted(top)}; put several files into one folder"
-        )
-    return out / top.pop()
-
-
-def check_outputs(out: Path, targets: Sequence[TargetPlan], source: Path, *, force: bool) -> None:
-    """Refuse outputs that would overwrite the source, one another, or, unforced, anything.
-
-    Raises:
-        OutputExists: names the path and the way out.
-        UsageError: two targets write the same path, or ``out`` is not a directory.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"output directory {str(out)!r} is a file; choose a directory with --out")
-    seen: dict[Path, str] = {}
-    for target in targets:
-        path = final_path(out, target)
-        if path in seen:
-            raise UsageError(
-                f"targets {seen[path]} and {target.label} both write {str(path)!r}; "
-                "convert them into different directories"
-            )
-        seen[path] = target.label
-        if _same_place(path, source):
-            raise OutputExists(
-                f"output {str(path)!r} is the input itself; choose another directory with --out"
-            )
-        if not force and path.exists():
-            raise OutputExists(
-                f"output {str(path)!r} exists; pass --force to replace it once the new one is whole"
-            )
-
-
-def _same_place(path: Path, source: Path) -> bool:
-    resolved, origin = path.resolve(), source.resolve()
-    return resolved == origin or resolved in origin.parents
-
-
-def partial_nbytes(out: Path, target: TargetPlan) -> int:
-    """Bytes of disk that an unfinished run of this target holds already."""
-    partial = _partial_path(final_path(out, target))
-    if not partial.is_dir():
-        return 0
-    # st_blocks: a file is given its full length at once, but holds only what was written
-    return sum(
-        getattr(path.stat(), "st_blocks", 0) * 512 for path in partial.rglob("*") if path.is_file()
-    )
-
-
-def _partial_path(final: Path) -> Path:
-    return final.with_name(f".{final.name}.qconv-partial")
-
-
 class ArtifactWriter:
     """Writes one target's artifact; a context manager that seals nothing by itself.
 
-    Peak memory: the headers.
+    Holds the partial folder from the beginning until it is left, sealed or not. Peak memory: the
+    headers.
     """
 
-    def __init__(self, out: Path, target: TargetPlan, fingerprint: str, *, resume: bool) -> None:
+    def __init__(
+        self, out: Path, target: TargetPlan, fingerprint: str, *, resume: bool, force: bool
+    ) -> None:
         self._target = target
+        self._force = force
         self._final = final_path(out, target)
-        self._partial = _partial_path(self._final)
+        self._partial = partial_path(self._final)
+        self._claim = contextlib.ExitStack()
         self._stack = contextlib.ExitStack()
         self._places = target.layout.places
-        with _told_apart(out):
+        self._sha256: tuple[str, ...] = ()
+        with self._released_on_failure(), told_apart(out):
             out.mkdir(parents=True, exist_ok=True)
-            self._partial.mkdir(exist_ok=True)
-            self._stack.enter_context(_lock(self._partial, self._final))
+            self._claim.enter_context(claimed(self._partial, self._final))
+            self._refuse_finished()
             self._keep_or_discard(fingerprint, resume=resume)
-            known = read_journal(self._partial / _JOURNAL)
+            known = read_journal(self._partial / JOURNAL)
             self._files = {file.path: self._open(file) for file in target.layout.files}
             self._digests = {path: RunningDigest(fd) for path, fd in self._files.items()}
             self._done = {slab for slab, checksum in known.items() if self._holds(slab, checksum)}
-            self._journal = Journal(self._partial / _JOURNAL)
+            self._journal = Journal(self._partial / JOURNAL)
             self._stack.callback(self._journal.close)
             self._write_fixed()
 
@@ -176,7 +130,7 @@ class ArtifactWriter:
                 f"plugin author: {self._target.label} encodes {slab.tensor!r} to "
                 f"{[len(buffer) for buffer in flat]} bytes, its layout says {sizes}"
             )
-        with _told_apart(self._final.parent):
+        with told_apart(self._final.parent):
             for place, (offset, _), buffer in zip(
                 self._places[slab.tensor], ranges, flat, strict=True
             ):
@@ -185,25 +139,34 @@ class ArtifactWriter:
             self._journal.append(slab, checksum_of(flat))
         return sum(sizes)
 
-    def seal(self) -> Artifact:
-        """Make everything durable, then give the artifact its final name."""
-        digests = []
-        with _told_apart(self._final.parent):
+    def complete(self) -> None:
+        """Make everything durable and take the digests: all that may take long before sealing."""
+        with told_apart(self._final.parent):
             for file in self._target.layout.files:
                 os.fsync(self._files[file.path])
-                digests.append(self._digests[file.path].hexdigest(file.nbytes))
+            self._sha256 = tuple(
+                self._digests[file.path].hexdigest(file.nbytes)
+                for file in self._target.layout.files
+            )
+
+    def seal(self) -> Artifact:
+        """Give the completed artifact its final name.
+
+        Raises:
+            OutputExists: something took the name in the meantime.
+        """
+        with told_apart(self._final.parent):
             self._stack.close()
-            staged = self._partial / "files" / self._final.name
-            if self._final.is_dir() and not self._final.is_symlink():
-                shutil.rmtree(self._final)  # only with --force: rename cannot replace a full folder
-            staged.replace(self._final)
+            refuse_existing(self._final, force=self._force)
+            self._rename()
             _sync_directory(self._final.parent)
-            shutil.rmtree(self._partial)
+        remove_claimed(self._partial)
+        self._claim.close()
         target = self._target
         return Artifact(
             target=target.label,
             files=tuple(self._final.parent / file.path for file in target.layout.files),
-            sha256=tuple(digests),
+            sha256=self._sha256,
             nbytes=target.nbytes,
             weights=target.weights,
             bits_per_weight=target.bits_per_weight,
@@ -211,10 +174,26 @@ class ArtifactWriter:
             type_shares=target.type_shares,
         )
 
+    def _rename(self) -> None:
+        staged = self._partial / FILES / self._final.name
+        if not self._final.is_dir() or self._final.is_symlink():
+            staged.replace(self._final)
+            return
+        # only with --force: a rename cannot replace a full folder, so the old one steps aside
+        aside = self._partial / REPLACED
+        shutil.rmtree(aside, ignore_errors=True)
+        self._final.rename(aside)
+        try:
+            staged.rename(self._final)
+        except OSError:
+            aside.rename(self._final)
+            raise
+
     def discard(self) -> None:
         """Remove the partial artifact: the same input would fail the same way."""
         self._stack.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        remove_claimed(self._partial)
+        self._claim.close()
 
     def __enter__(self) -> Self:
         return self
@@ -226,17 +205,34 @@ class ArtifactWriter:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+        self._claim.close()
+
+    @contextlib.contextmanager
+    def _released_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def _refuse_finished(self) -> None:
+        """Whoever held the folder just now may have finished since the outputs were checked."""
+        try:
+            refuse_existing(self._final, force=self._force)
+        except OutputExists:
+            remove_claimed(self._partial)
+            raise
 
     def _keep_or_discard(self, fingerprint: str, *, resume: bool) -> None:
-        mark = self._partial / _FINGERPRINT
+        mark = self._partial / FINGERPRINT
         if resume and mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint:
             return
-        shutil.rmtree(self._partial / "files", ignore_errors=True)
-        (self._partial / _JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(self._partial / FILES, ignore_errors=True)
+        (self._partial / JOURNAL).unlink(missing_ok=True)
         mark.write_text(fingerprint, encoding="utf-8")
 
     def _open(self, file: FilePlan) -> int:
-        path = self._partial / "files" / file.path
+        path = self._partial / FILES / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags, 0o666)
@@ -308,43 +304,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _lock(partial: Path, final: Path) -> Iterator[None]:
-    """Hold the partial artifact; the system lets go of it even after ``kill -9``."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks in the standard library's portable part
-        yield
-        return
-    with (partial / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another qconv is writing {str(final)!r} right now; wait for it or choose another "
-                "directory with --out"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _told_apart(out: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NotEnoughResources(
-                f"output directory {str(out)!r}: the disk is full; nothing was written under its "
-                "final name; free space and run the same command again: it goes on where it stopped"
-            ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or (
-            error.errno == errno.EROFS
-        ):
-            raise UsageError(
-                f"cannot write to output directory {str(out)!r}: {error.strerror}; "
-                "choose another with --out"
-            ) from error
-        raise

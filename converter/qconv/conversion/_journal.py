@@ -46,14 +46,18 @@ def read_journal(path: Path) -> dict[Slab, int]:
     """Finished slabs and their checksums; a torn last line is passed over."""
     if not path.is_file():
         return {}
-    done = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            tensor, start, stop, checksum = json.loads(line)
-        except ValueError:
-            continue
-        done[Slab(tensor=tensor, start=start, stop=stop)] = checksum
-    return done
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return dict(entry for entry in map(_entry, lines) if entry is not None)
+
+
+def _entry(line: str) -> tuple[Slab, int] | None:
+    try:
+        tensor, start, stop, checksum = json.loads(line)
+        slab = Slab(tensor=tensor, start=start, stop=stop)
+        hash(slab)
+    except (TypeError, ValueError):
+        return None
+    return slab, checksum
 
 
 def checksum_of(buffers: Iterable[bytes | memoryview]) -> int:

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qconv._version import __version__
-from qconv.conversion._artifact import ArtifactWriter, partial_nbytes
+from qconv.conversion._artifact import ArtifactWriter
 from qconv.conversion._journal import Slab
+from qconv.conversion._outputs import final_path
+from qconv.conversion._partial import partial_nbytes
 from qconv.conversion._slabs import make_jobs
 from qconv.conversion._work import Worker
-from qconv.errors import NotEnoughResources, QconvError
+from qconv.errors import NotEnoughResources, QconvError, UsageError
 from qconv.planning import check_disk, rows_stand_alone
 from qconv.plugin import (
     ArtifactFinished,
@@ -65,19 +67,30 @@ class Conversion:
 
 
 def run(
-    plan: Plan, checkpoint: Checkpoint, rounder: Rounder, *, resume: bool, observer: Observer
+    plan: Plan,
+    checkpoint: Checkpoint,
+    rounder: Rounder,
+    *,
+    resume: bool,
+    observer: Observer,
+    force: bool = True,
 ) -> Conversion:
     """Carry out ``plan``; its outputs must have been checked before.
 
+    force: replace also an output that has appeared since the check
+
     Raises:
+        OutputExists: an output has appeared since the check, and ``force`` is False.
         NotEnoughResources: the disk is or becomes full.
         UnreadableInput: a weight is NaN or infinite, or the source changed under way.
     """
     began = time.monotonic()
     try:
-        kept = sum(partial_nbytes(plan.out, target) for target in plan.targets)
+        kept = sum(partial_nbytes(final_path(plan.out, target)) for target in plan.targets)
         check_disk(plan.out, plan.needs.disk_nbytes - kept)
-        artifacts = _convert(plan, checkpoint, rounder, resume=resume, observer=observer)
+        with contextlib.ExitStack() as stack:
+            writers = _writers(plan, checkpoint, stack, resume=resume, force=force)
+            artifacts = _convert(plan, checkpoint, rounder, writers, observer)
     except BaseException as error:
         observer(ConversionFailed(error=error))
         raise
@@ -86,32 +99,55 @@ def run(
     return Conversion(plan=plan, artifacts=artifacts, seconds=seconds)
 
 
-def _convert(
-    plan: Plan, checkpoint: Checkpoint, rounder: Rounder, *, resume: bool, observer: Observer
-) -> tuple[Artifact, ...]:
-    with contextlib.ExitStack() as stack:
-        source = checkpoint.fingerprint()
-        writers: list[ArtifactWriter] = []
-        for target in plan.targets:
-            fingerprint = _fingerprint(source, plan, target)
-            writer = ArtifactWriter(plan.out, target, fingerprint, resume=resume)
-            writers.append(stack.enter_context(writer))
-        worker = Worker(
-            checkpoint=checkpoint,
-            rounder=rounder,
-            backends=[target.backend for target in plan.targets],
-            done=[writer.done for writer in writers],
+def _writers(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    stack: contextlib.ExitStack,
+    *,
+    resume: bool,
+    force: bool,
+) -> list[ArtifactWriter]:
+    source, whole = checkpoint.fingerprint(), _kept_whole(plan)
+    return [
+        stack.enter_context(
+            ArtifactWriter(
+                plan.out,
+                target,
+                _fingerprint(source, plan, target, whole),
+                resume=resume,
+                force=force,
+            )
         )
-        stack.enter_context(_one_torch_thread())
+        for target in plan.targets
+    ]
+
+
+def _convert(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    rounder: Rounder,
+    writers: Sequence[ArtifactWriter],
+    observer: Observer,
+) -> tuple[Artifact, ...]:
+    worker = Worker(
+        checkpoint=checkpoint,
+        rounder=rounder,
+        backends=[target.backend for target in plan.targets],
+        done=[writer.done for writer in writers],
+    )
+    with _one_torch_thread():
         observer(_started(plan, writers))
         try:
             for job, encoded in _encoded_in_order(plan, worker):
                 _write(plan, writers, job, encoded, observer)
         except QconvError as error:
-            if not isinstance(error, NotEnoughResources):  # the same input would fail the same way
+            # the same input would fail the same way, but not the same machine
+            if not isinstance(error, (NotEnoughResources, UsageError)):
                 for writer in writers:
                     writer.discard()
             raise
+        for writer in writers:
+            writer.complete()
         return tuple(_seal(writer, observer) for writer in writers)
 
 
@@ -135,9 +171,7 @@ def _encoded_in_order(plan: Plan, worker: Worker) -> Iterator[tuple[Job, Encoded
 def _pending(plan: Plan, done: Sequence[frozenset[Slab]]) -> Iterator[tuple[Job, int, int]]:
     """Slabs that some target still lacks."""
     for job in make_jobs(plan.model, plan.targets):
-        in_slabs = plan.streams and all(
-            rows_stand_alone(plan.targets[number].layout, use) for number, use in job.uses
-        )
+        in_slabs = _in_slabs(plan, job)
         for start, stop in job.slabs(plan.needs.slab_weights, in_slabs=in_slabs):
             lacking = (
                 Slab(tensor=use.name, start=start, stop=stop) not in done[number]
@@ -145,6 +179,18 @@ def _pending(plan: Plan, done: Sequence[frozenset[Slab]]) -> Iterator[tuple[Job,
             )
             if any(lacking):
                 yield job, start, stop
+
+
+def _in_slabs(plan: Plan, job: Job) -> bool:
+    return plan.streams and all(
+        rows_stand_alone(plan.targets[number].layout, use) for number, use in job.uses
+    )
+
+
+def _kept_whole(plan: Plan) -> list[str]:
+    """Tensors that some target must have whole, so that all targets get them so."""
+    jobs = make_jobs(plan.model, plan.targets)
+    return sorted(use.name for job in jobs if not _in_slabs(plan, job) for _, use in job.uses)
 
 
 def _write(
@@ -185,13 +231,13 @@ def _started(plan: Plan, writers: Sequence[ArtifactWriter]) -> ConversionStarted
     )
 
 
-def _fingerprint(source: str, plan: Plan, target: TargetPlan) -> str:
+def _fingerprint(source: str, plan: Plan, target: TargetPlan, whole: Sequence[str]) -> str:
     """What must be equal for a partial artifact to be gone on with.
 
-    The bytes depend on all of it but the slabs' size, by which the journal tells slabs apart.
+    The bytes depend on all of it but how tensors are cut into slabs, which the journal records.
     """
     sha256 = hashlib.sha256()
-    facts = [__version__, source, plan.method, plan.needs.slab_weights, target.to_json()]
+    facts = [__version__, source, plan.method, plan.needs.slab_weights, whole, target.to_json()]
     sha256.update(json.dumps(facts, sort_keys=True).encode())
     for file in target.layout.files:
         sha256.update(file.header)

@@ -44,6 +44,15 @@ class Job:
         for start in range(0, max(1, self.rows), step):
             yield start, min(start + step, self.rows)
 
+    def origin(self, row: int) -> tuple[str, int] | None:
+        """The source tensor, and its row, that artifact row ``row`` is; None when generated."""
+        at = row if self.order is None else self.order.index[row]
+        for name, rows in self.sources:
+            if at < rows:
+                return name, at
+            at -= rows
+        return None
+
 
 def make_jobs(model: ModelInfo, targets: Sequence[TargetPlan]) -> list[Job]:
     """Group all targets' tensors by the rows they take; in the first target's file order."""

@@ -64,7 +64,8 @@ class Worker:
             result = self.rounder.quantize(rows.stored(plan).float(), plan.grid)
         except UnsupportedGrid as error:
             _refuse_non_finite(rows, plan)
-            raise UnsupportedGrid(f"tensor {plan.name!r}: {error}") from error
+            counted = f" (rows counted from {rows.start})" if rows.start else ""
+            raise UnsupportedGrid(f"tensor {plan.name!r}{counted}: {error}") from error
         rows.quantized.append((plan.grid, result))
         return result
 
@@ -121,8 +122,9 @@ def _refuse_non_finite(rows: _Rows, plan: TensorPlan) -> None:
     bad = torch.nonzero(~torch.isfinite(stored.float()))
     if len(bad):
         row, column = (int(at) for at in bad[0])
+        source, source_row = rows.job.origin(rows.start + row) or (plan.name, rows.start + row)
         raise UnreadableInput(
-            f"tensor {plan.name!r} (from {', '.join(plan.sources)}): row {rows.start + row}, "
-            f"column {column} is {float(stored[row, column])}; a weight must be finite: the "
-            "checkpoint is damaged, download it again (qconv inspect lists every such tensor)"
+            f"tensor {source!r} (for {plan.name!r}): row {source_row}, column {column} is "
+            f"{float(stored[row, column])}; a weight must be finite: the checkpoint is damaged, "
+            "download it again (qconv inspect lists every such tensor)"
         )

@@ -47,9 +47,13 @@ def refuse_unused(label: str, unused: Collection[str]) -> None:
     """
     if not unused:
         return
-    listed = ", ".join(repr(name) for name in list(unused)[:_LISTED])
-    more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
     raise UnusedTensors(
-        f"{label}: {len(unused)} source tensors have no place in this format: {listed}{more}; "
+        f"{label}: {len(unused)} source tensors have no place in this format: {listed(unused)}; "
         "nothing is dropped unasked: pass --allow-unused to leave them out"
     )
+
+
+def listed(names: Collection[str]) -> str:
+    """The first few names, and how many more there are."""
+    some = ", ".join(repr(name) for name in list(names)[:_LISTED])
+    return f"{some} and {len(names) - _LISTED} more" if len(names) > _LISTED else some

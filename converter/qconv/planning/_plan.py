@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qconv.errors import GateFailed, UnreadableInput, Unsupported
-from qconv.planning._accounting import refuse_unused, unused_tensors
+from qconv.planning._accounting import listed, refuse_unused, unused_tensors
 from qconv.planning._borders import check_layout, check_plans
 from qconv.planning._needs import Needs, estimate_needs
 from qconv.plugin import PlanRequest
@@ -277,7 +277,10 @@ def _plan_warnings(targets: Sequence[TargetPlan]) -> Iterator[str]:
                 "(qconv plan lists them; --max-fallback turns this into an error)"
             )
         if target.unused:
-            yield f"{target.label}: {len(target.unused)} source tensors left out (--allow-unused)"
+            yield (
+                f"{target.label}: {len(target.unused)} source tensors left out (--allow-unused): "
+                f"{listed(target.unused)}"
+            )
 
 
 def check_fallbacks(plan: Plan, limit: float | None) -> None:
