@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from ._types import FileType
     from ._vocabulary import Vocabulary
 
-_SIZE = re.compile(r"\d+(\.\d+)?[kmbt]", re.IGNORECASE)
 #: generation_config.json -> llama.cpp's default for sampling, and its type.
 _SAMPLING = {
     "top_k": ("general.sampling.top_k", ValueType.INT32),
@@ -88,32 +86,20 @@ def _sampling(generation: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def _names(model: ModelInfo) -> dict[str, Value]:
-    """Name, and what can be read off it: ``smollm2-135m-instruct`` is SmolLM2, 135M, instruct."""
+    """What llama.cpp's converter reads off a name, ``Mistral-7B-Instruct-v0.3`` for example."""
+    import gguf
+
+    metadata: Any = gguf.Metadata
     weights = sum(info.numel for info in model.tensors.values())
-    parts = [part for part in model.name.split("-") if part]
-    at = next((i for i, part in enumerate(parts) if i and _SIZE.fullmatch(part)), None)
-    values = {"general.name": string(_title(parts) or model.name or "model")}
-    if at is None:
-        return {**values, "general.size_label": string(_size_label(weights))}
-    if parts[at + 1 :]:
-        values["general.finetune"] = string("-".join(parts[at + 1 :]))
-    values["general.basename"] = string("-".join(parts[:at]))
-    values["general.size_label"] = string(parts[at].upper())
-    return values
-
-
-def _title(parts: list[str]) -> str:
-    return " ".join(
-        part.title() if part.islower() and part[0].isalpha() else part for part in parts
-    )
-
-
-def _size_label(weights: int) -> str:
-    """Two significant digits at least: ``135M``, ``1.2B``."""
-    scales = {"T": 1e12, "B": 1e9, "M": 1e6, "K": 1e3}
-    suffix = next((name for name, scale in scales.items() if weights > scale), "K")
-    scaled = weights / scales[suffix]
-    return f"{scaled:.{1 if scaled < 9.5 else 0}f}{suffix}"
+    _, _, basename, finetune, version, size = metadata.get_model_id_components(model.name, weights)
+    values = {
+        "general.name": metadata.id_to_title(model.name) or model.name or "model",
+        "general.version": version,
+        "general.finetune": finetune,
+        "general.basename": basename,
+        "general.size_label": size or gguf.size_label(weights, weights, 0, 0),
+    }
+    return {key: string(text) for key, text in values.items() if text}
 
 
 def _architecture(config: LlamaConfig) -> dict[str, Value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from gguf_models import byte_level_files, llama_config, llama_weights, save_mode
 
 from qconv import convert
 from qconv.errors import UnreadableInput, Unsupported, UnsupportedGrid
-from qconv.plugin import PlanRequest, TensorPlan, TensorPlans
+from qconv.plugin import PlanRequest, TensorInfo, TensorPlan, TensorPlans
 from qconv_gguf._backend import GgufBackend
 from qconv_gguf._config import read_config
 from qconv_gguf._llama import rotary_order
+from qconv_gguf._metadata import _names
 from qconv_gguf._reader import GgufReader
 
 Write = Callable[..., Path]
@@ -184,8 +186,6 @@ def test_a_tensor_of_another_shape_is_named() -> None:
 def test_a_tensor_of_integers_is_refused() -> None:
     model = model_info("tiny", llama_config(), llama_weights(llama_config()), {})
     name = "model.norm.weight"
-    from dataclasses import replace
-
     tensors = dict(model.tensors) | {name: replace(model.tensors[name], dtype="I8")}
     request = PlanRequest(model=replace(model, tensors=tensors), format="f16")
     with pytest.raises(Unsupported, match=r"'model.norm.weight': dtype I8 is not one of F64"):
@@ -293,9 +293,9 @@ def test_an_unsound_file_is_named(tmp_path: Path) -> None:
 
 def test_file_name_and_metadata(tmp_path: Path, write_gguf: Write) -> None:
     files = byte_level_files() | {"generation_config.json": b'{"top_k": 20, "temperature": 0.5}'}
-    folder = save_model(tmp_path / "smol-1.7B-instruct", llama_config(), files)
+    folder = save_model(tmp_path / "smol-1.4M-instruct", llama_config(), files)
     path = write_gguf(folder, "bf16")
-    assert path.name == "smol-1.7B-instruct-BF16.gguf"
+    assert path.name == "smol-1.4M-instruct-BF16.gguf"
     reader = GgufReader(path)
     found = {k: v for k, v in reader.metadata.items() if not k.startswith(("tokenizer", "GGUF"))}
     assert found == {
@@ -303,10 +303,10 @@ def test_file_name_and_metadata(tmp_path: Path, write_gguf: Write) -> None:
         "general.type": "model",
         "general.sampling.top_k": 20,
         "general.sampling.temp": 0.5,
-        "general.name": "Smol 1.7B Instruct",
+        "general.name": "Smol 1.4M Instruct",
         "general.finetune": "instruct",
         "general.basename": "smol",
-        "general.size_label": "1.7B",
+        "general.size_label": "1.4M",
         "llama.block_count": 2,
         "llama.context_length": 256,
         "llama.embedding_length": 256,
@@ -332,10 +332,24 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, write_gguf: Write) -> Non
 
 
 @pytest.mark.parametrize(
-    ("weights", "label"),
-    [(134_515_008, "135M"), (1_235_814_400, "1.2B"), (8e9, "8.0B"), (7e4, "70K")],
+    ("name", "weights", "expected"),
+    [
+        ("tiny", 134_515_008, "name=Tiny size_label=135M"),
+        ("", 7e4, "name=model size_label=70K"),
+        ("smollm2-135m", 134_515_008, "name=Smollm2 135m basename=smollm2 size_label=135M"),
+        (
+            "Mistral-7B-v0.3",
+            7.2e9,
+            "name=Mistral 7B v0.3 version=v0.3 basename=Mistral size_label=7B",
+        ),
+        # a size that the weights belie is no size
+        ("smol-16k", 1.2e9, "name=Smol 16k finetune=16k basename=smol size_label=1.2B"),
+    ],
 )
-def test_size_labels(weights: float, label: str) -> None:
-    from qconv_gguf._metadata import _size_label
-
-    assert _size_label(int(weights)) == label
+def test_names_are_read_as_llama_cpps_converter_reads_them(
+    name: str, weights: float, expected: str
+) -> None:
+    info = TensorInfo(name="w", shape=(int(weights),), dtype="F32", nbytes=0)
+    model = replace(model_info(name, {}, {}, {}), tensors={"w": info})
+    found = {key.removeprefix("general."): entry.value for key, entry in _names(model).items()}
+    assert " ".join(f"{key}={text}" for key, text in found.items()) == expected
