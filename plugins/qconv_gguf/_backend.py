@@ -157,7 +157,7 @@ def _plan_part(part: Part, choice: Choice, request: PlanRequest) -> TensorPlan:
     action: Action = "quantize" if grid else "copy" if same else "cast"
     reason = choice.reason if choice.eligible else "vectors stay in 32 bits"
     if part.source is None:
-        action, reason = "generate", "rope scaling of config.json"
+        action, reason = "generate", "frequency factors from the rope scaling of config.json"
     order, vector = part.row_order, len(part.shape) == 1
     if order is not None and vector:
         reason = f"{reason}; {order.label}"

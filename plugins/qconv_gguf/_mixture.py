@@ -91,6 +91,14 @@ _CATEGORIES: tuple[tuple[str, Category], ...] = (
     ("ffn_down", "ffn_down"),
 )
 
+#: What gets more bits than the base type in some formats, for people.
+_WHAT: dict[Category, str] = {
+    "attn_v": "attention values",
+    "attn_k": "attention keys",
+    "attn_output": "attention output",
+    "ffn_down": "feed-forward down",
+}
+
 #: What a super-block type becomes when rows do not divide by 256.
 _FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
@@ -228,7 +236,7 @@ class _Rules:
     def choose(self, tensor: Candidate, category: Category, position: _Position) -> Choice:
         """The type of an eligible tensor."""
         if self.target.base in FLOATS:
-            return Choice(type=self.target.base, reason="matrix", eligible=True)
+            return Choice(type=self.target.base, reason="type of the format", eligible=True)
         wanted, reason = self._wanted(tensor, category, position)
         columns = tensor.shape[-1]
         fitting = _fitting(wanted, columns)
@@ -241,28 +249,33 @@ class _Rules:
     def _wanted(
         self, tensor: Candidate, category: Category, position: _Position
     ) -> tuple[str, str]:
+        """The type before any fallback, and why."""
         if self.traits.architecture == "glm5-next" and any(p in tensor.name for p in _GLM5_Q8_0):
             return "Q8_0", "glm5-next keeps this at 8 bits"
-        if category == "output" or (category == "token_embd" and self.tied):
-            return self._output(tensor.shape[-1]), "output projection"
+        if category == "output":
+            return self._output(), "output projection"
+        if category == "token_embd" and self.tied:
+            return self._output(), "embedding that is the output projection too"
+        chosen = self._by_category(tensor, category, position)
+        if chosen == self.target.base:
+            return chosen, "base type of the format"
+        return chosen, f"{_WHAT[category]}: more bits than the base type"
+
+    def _by_category(self, tensor: Candidate, category: Category, position: _Position) -> str:
         if category == "ffn_down":
-            return self._ffn_down(self._layer(tensor.name, position)), "feed-forward down"
+            return self._ffn_down(self._layer(tensor.name, position))
         if category == "attn_v":
-            return self._attn_v(position), "attention values"
-        if category in {"attn_k", "attn_output"}:
-            chosen = self._attn_k() if category == "attn_k" else self._attn_output()
-            return chosen, f"attention {'keys' if category == 'attn_k' else 'output'}"
-        return self.target.base, "base type of the format"
+            return self._attn_v(position)
+        if category == "attn_k":
+            return self._attn_k()
+        return self._attn_output() if category == "attn_output" else self.target.base
 
     @property
     def _falcon(self) -> bool:
         return self.traits.architecture == "falcon"
 
-    def _output(self, columns: int) -> str:
-        base = self.target.base
-        if self._falcon or columns % ggml_type(base).block != 0:
-            return "Q8_0"
-        return base if base == "Q8_0" else "Q6_K"
+    def _output(self) -> str:
+        return "Q8_0" if self._falcon or self.target.base == "Q8_0" else "Q6_K"
 
     def _attn_v(self, position: _Position) -> str:
         if self.traits.experts == 8:

@@ -211,7 +211,26 @@ def test_rows_that_do_not_divide_fall_back(target: str) -> None:
 def test_output_that_does_not_divide_gets_eight_bits() -> None:
     output = Candidate(name="output.weight", shape=(64, 96), stored="F32")
     choices = choose_types([output], traits(1), file_type("q4_k_m"), importance=False)
-    assert choices["output.weight"].type == "Q8_0"
+    assert (choices["output.weight"].type, choices["output.weight"].wanted) == ("Q8_0", "Q6_K")
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "expected"),
+    [
+        ("output.weight", False, "output projection"),
+        ("token_embd.weight", False, "base type of the format"),
+        ("token_embd.weight", True, "embedding that is the output projection too"),
+        ("blk.0.attn_v.weight", False, "attention values: more bits than the base type"),
+        ("blk.1.attn_v.weight", False, "base type of the format"),
+        ("blk.0.ffn_down.weight", False, "feed-forward down: more bits than the base type"),
+        ("blk.0.attn_q.weight", False, "base type of the format"),
+        ("blk.0.attn_norm.weight", False, "llama.cpp never quantizes this tensor"),
+    ],
+)
+def test_the_reason_says_why_a_tensor_gets_its_type(name: str, tied: bool, expected: str) -> None:
+    candidates = tensors(8, tied=tied)
+    choices = choose_types(candidates, traits(8), file_type("q4_k_m"), importance=False)
+    assert choices[name].reason == expected
 
 
 @pytest.mark.parametrize(
