@@ -19,7 +19,7 @@ from llama_oracle import TYPES, ggml_quantize
 from qconv.errors import UnsupportedGrid, UsageError
 from qconv.grids import BlockGrid, Grid, SuperBlockGrid, grid_from_spec
 from qconv.testing import check_grid
-from qconv_gguf._packing import pack, unpack
+from qconv_gguf._packing import pack
 
 ROWS, COLUMNS = 5, 512
 
@@ -112,9 +112,6 @@ def test_packed_codes_decode_to_what_the_gguf_library_reads(grid):
     codes, parameters = grid.quantize(weight, _importance())
     data = pack(grid.name, codes, parameters)
     _assert_gguf_reads(grid, data.numpy(), grid.decode(codes, parameters))
-    stored, found = unpack(grid.name, data)
-    assert torch.equal(stored, codes)
-    assert all(torch.equal(found[key], parameters[key]) for key in parameters)
 
 
 @every_type

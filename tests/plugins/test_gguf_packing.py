@@ -1,4 +1,4 @@
-"""Packing GGUF blocks: lossless both ways, and the gguf library reads what was meant."""
+"""Packing GGUF blocks: the gguf library reads what was meant, whatever the codes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_oracle import TYPES, ggml_quantize
+from llama_oracle import TYPES
 from qconv.errors import UnsupportedGrid
 from qconv.grids import grid_from_spec
-from qconv_gguf._packing import pack, unpack
+from qconv_gguf import _packing
+from qconv_gguf._packing import pack
 
 BITS = {"q2_k": 4, "q3_k": 6, "q4_k": 6, "q5_k": 6, "q6_k": 8}
 
@@ -46,39 +47,24 @@ def _random(name: str, rows: int, blocks: int, seed: int):
 @pytest.mark.parametrize("name", TYPES)
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 4), blocks=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
-def test_unpacking_gives_back_what_was_packed(name, rows, blocks, seed):
+def test_the_gguf_library_decodes_what_the_grid_decodes(name, rows, blocks, seed):
     codes, parameters = _random(name, rows, blocks, seed)
-    data = pack(name, codes, parameters)
-    assert data.shape == (rows, blocks * TYPES[name][2])
-    assert data.dtype == torch.uint8
-    got, found = unpack(name, data)
-    assert got.dtype == codes.dtype
-    assert torch.equal(got, codes)
-    assert found.keys() == parameters.keys()
-    for key, value in parameters.items():
-        assert found[key].dtype == value.dtype
-        assert torch.equal(found[key], value)
-
-
-@pytest.mark.parametrize("name", TYPES)
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_the_gguf_library_decodes_what_the_grid_decodes(name, seed):
-    codes, parameters = _random(name, 2, 3, seed)
     data = pack(name, codes, parameters).numpy()
+    assert data.shape == (rows, blocks * TYPES[name][2])
+    assert data.dtype == np.uint8
     expected = dequantize(data, getattr(gguf.GGMLQuantizationType, name.upper()))
     values = _grid(name).decode(codes, parameters).numpy()
     np.testing.assert_array_equal(values.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_llama_cpps_bytes_unpack_to_what_the_gguf_library_decodes(name):
-    weight = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
-    stored = ggml_quantize(name, weight)
-    codes, parameters = unpack(name, torch.from_numpy(stored))
-    expected = dequantize(stored, getattr(gguf.GGMLQuantizationType, name.upper()))
-    values = _grid(name).decode(codes, parameters).numpy()
-    np.testing.assert_array_equal(values.view(np.uint32), expected.view(np.uint32))
+def test_compiled_loops_do_what_they_say_in_python(name, monkeypatch):
+    codes, parameters = _random(name, 2, 2, 0)
+    expected = pack(name, codes, parameters)
+    monkeypatch.setattr(_packing, "_compiled", lambda function: function)
+    monkeypatch.setattr(_packing, "_packer", _packing._packer.__wrapped__)
+    with np.errstate(over="ignore"):  # words wrap around
+        assert torch.equal(pack(name, codes, parameters), expected)
 
 
 def test_a_slice_packs_like_its_copy():
@@ -99,8 +85,6 @@ def test_packing_modifies_nothing():
     assert all(torch.equal(parameters[key], kept[1][key]) for key in parameters)
 
 
-def test_unknown_types_and_cut_rows_are_refused():
+def test_unknown_types_are_refused():
     with pytest.raises(UnsupportedGrid, match="ggml type 'iq9' has no packing; choose one of q4_0"):
         pack("iq9", torch.zeros(1, 32, dtype=torch.uint8), {})
-    with pytest.raises(UnsupportedGrid, match="145 bytes per row are not a multiple of q4_k's 144"):
-        unpack("q4_k", torch.zeros(2, 145, dtype=torch.uint8))
