@@ -63,7 +63,11 @@ def test_every_error_of_ours_keeps_its_exit_code(
     [
         (MemoryError(), 5, "error: out of memory; lower --threads"),
         (OSError(errno.ENOSPC, "No space", "out/x"), 5, "error: the disk is full for 'out/x'"),
-        (OSError(errno.EDQUOT, "Quota"), 5, r"error: the disk is full \(Quota\)"),
+        (
+            OSError(errno.EDQUOT, "Quota"),
+            5,
+            r"error: the disk is full under the standard output \(Quota\)",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: nothing was written under its final name; run"),
         (ValueError("odd"), 1, "error: ValueError: odd\nthis is a bug in qconv; run it again with"),
         (RecursionError(), 1, "error: RecursionError\nthis is a bug in qconv"),
@@ -201,6 +205,33 @@ def test_a_full_disk_under_stdout_is_told() -> None:
         ran = qconv_process("plugins", stdout=full)
     assert ran.returncode == 5
     assert ran.stderr.startswith("error: the disk is full")
+
+
+SHELL_CLOSES = """
+import os, sys
+for number in (0, 1, 2):
+    os.close(number)
+os.execv(sys.executable, [sys.executable, "-c", '''
+import os, sys
+import qconv
+from qconv.cli import main
+def plan(*args, **kwargs):
+    with open(sys.argv[-1], "wb") as file:
+        file.write(str(file.fileno()).encode())
+    os.write(1, b"a library prints"), os.write(2, b"a library warns"), print("so does Python")
+    raise qconv.errors.UnreadableInput("no")
+qconv.plan = plan
+main()
+''', "plan", "m", "--to", "gguf:q8_0", "--out", sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such numbers")
+def test_closed_streams_do_not_lend_their_numbers_to_files(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    ran = subprocess.run([sys.executable, "-c", SHELL_CLOSES, str(file)], check=False)
+    assert ran.returncode == 3
+    assert int(file.read_bytes()) > 2
 
 
 def test_an_ascii_terminal_shows_what_it_can() -> None:

@@ -51,8 +51,9 @@ def explain(error: BaseException, *, writes: bool) -> Failure:
         message = "out of memory; lower --threads or --max-ram, or close other programs"
         return Failure(kind=kind, message=message, exit_code=5)
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        where = f" for {error.filename!r}" if error.filename else ""
-        message = f"the disk is full{where} ({error.strerror}); free space or choose another --out"
+        # without a name it is stdout: artifacts have errors of their own
+        where = f"for {error.filename!r}" if error.filename else "under the standard output"
+        message = f"the disk is full {where} ({error.strerror}); free space there, then try again"
         return Failure(kind=kind, message=message, exit_code=5)
     if callable(getattr(error, "format_message", None)):  # Typer's own: the command line is wrong
         return _wrong_usage(error)

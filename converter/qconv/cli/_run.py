@@ -17,11 +17,19 @@ import typer
 from ._app import build_app
 from ._default_command import DEFAULT, with_command
 from ._failures import PIPE_CLOSED, WRONG_USAGE, Failure, Terminated, explain
-from ._output import abandon_stdout, logged_to_stderr, say, tolerate_any_text, write_json
+from ._output import (
+    abandon_stdout,
+    logged_to_stderr,
+    replace_closed_streams,
+    say,
+    tolerate_any_text,
+    write_json,
+)
 
 
 def main() -> NoReturn:
     """The ``qconv`` program."""
+    replace_closed_streams()
     sys.exit(run(sys.argv[1:]))
 
 
