@@ -71,7 +71,9 @@ def test_a_tensor_without_a_place_is_an_error():
 def test_allowed_unused_tensors_are_listed_and_warned_about():
     plan = plan_for(two_tensors(), ToyBackend(skips=["b"]), allow_unused=True)
     assert plan.targets[0].left_out() == (("b", "no place in this format; left out as allowed"),)
-    assert any("1 source tensors left out" in warning for warning in plan.warnings)
+    assert any(
+        "1 source tensors left out (--allow-unused): 'b'" in warning for warning in plan.warnings
+    )
 
 
 def test_an_empty_model_is_an_error():
