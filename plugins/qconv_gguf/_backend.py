@@ -26,7 +26,7 @@ from ._gguf_source import gguf_metadata, gguf_traits
 from ._llama import Part, llama_dropped, llama_parts
 from ._metadata import llama_metadata
 from ._mixture import Candidate, Choice, Traits, choose_types, file_order, seventy_b
-from ._types import FLOATS, SUPER_BLOCKS, FileType, file_type
+from ._types import FLOATS, SUPER_BLOCKS, FileType, file_type, is_file_type
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,12 @@ class GgufBackend:
 
 
 def _stem(model: ModelInfo) -> str:
-    return model.name.replace("/", "-").replace("\\", "-") or "model"
+    """The model's name; a GGUF file's without the type that its name ends in."""
+    name = model.name.replace("/", "-").replace("\\", "-")
+    if model.kind == "gguf":
+        stem, _, last = name.replace(".", "-").rpartition("-")
+        name = name[: len(stem)] if stem and is_file_type(last) else name
+    return name or "model"
 
 
 def _llama_traits(config: LlamaConfig) -> Traits:

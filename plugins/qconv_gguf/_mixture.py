@@ -58,6 +58,8 @@ _NEVER = (
     "a.rvq.codebook",
     "mm.a.code_embd",
 )
+#: Tables of ids, not weights; llama.cpp gives up on them.
+_INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 _NEVER_EXACTLY = ("position_embd.weight", "token_types.weight")
 #: The same for the architecture ``glm5-next`` alone, and what it never takes below Q8_0.
 _GLM5_NEVER = (
@@ -209,6 +211,7 @@ def is_eligible(tensor: Candidate, architecture: str) -> bool:
     never = _NEVER + (_GLM5_NEVER if architecture == "glm5-next" else ())
     return (
         matrix
+        and tensor.stored not in _INTEGERS
         and name.endswith("weight")
         and name not in _NEVER_EXACTLY
         and not any(part in name for part in never)

@@ -129,5 +129,10 @@ def file_type(format_name: str) -> FileType:
     raise Unsupported(f"gguf has no format {format_name!r}; choose one of {known}")
 
 
+def is_file_type(name: str) -> bool:
+    """Whether ``name`` is a mixture's, so that a file name that ends in it tells a type."""
+    return _plain(name) in {_plain(known) for known in _FILE_TYPES}
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")

@@ -254,6 +254,12 @@ def test_what_llama_cpp_never_quantizes_keeps_its_type(name: str, shape: tuple[i
     assert (choice.type, choice.eligible) == ("F16", False)
 
 
+def test_tables_of_integers_keep_their_type() -> None:
+    table = Candidate(name="blk.0.routes.weight", shape=(64, 256), stored="I32")
+    choice = choose_types([table], traits(1), file_type("q8_0"), importance=False)[table.name]
+    assert (choice.type, choice.eligible) == ("I32", False)
+
+
 def test_glm5_next_keeps_small_tensors() -> None:
     names = {"blk.0.hc_x.weight": "F16", "blk.0.attn_q_a.weight": "Q8_0", "blk.0.x.weight": "Q4_0"}
     candidates = [Candidate(name=name, shape=(4, 256), stored="F16") for name in names]

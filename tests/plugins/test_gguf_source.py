@@ -117,6 +117,24 @@ def test_a_file_of_ours_survives_unchanged(tmp_path: Path, write_gguf: Write) ->
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Llama-3.2-1B-F16", "Llama-3.2-1B-Q8_0.gguf"),
+        ("phi.q4_k_m", "phi-Q8_0.gguf"),
+        ("Llama-3.2-1B", "Llama-3.2-1B-Q8_0.gguf"),
+        ("bf16", "bf16-Q8_0.gguf"),
+    ],
+)
+def test_a_file_is_named_for_the_model_not_for_its_sources_type(
+    source: Path, name: str, expected: str
+) -> None:
+    model = replace(read_gguf(source)[0], name=name)
+    request = PlanRequest(model=model, format="q8_0")
+    (file,) = GgufBackend().layout(request, GgufBackend().plan_tensors(request)).files
+    assert file.path == expected
+
+
 def without(model: ModelInfo, key: str) -> ModelInfo:
     metadata = {name: value for name, value in model.metadata.items() if name != key}
     return replace(model, metadata=metadata)
