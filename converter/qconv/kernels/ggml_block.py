@@ -15,10 +15,10 @@ NaN to an integer yields the low byte of 0x80000000 on x86-64, and the stored sc
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .ggml_search import LANES, ZERO, affine_search, symmetric_search
 from .half import half_bits
+from .jit import inner, kernel
 
 _ONE = np.float32(1)
 _HALF = np.float32(0.5)
@@ -27,7 +27,7 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 _BLOCK = 32
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _largest_magnitude(blocks, b):
     """The block's largest magnitude: as integers, since float maxima do not vectorize."""
     largest = np.int32(0)
@@ -37,14 +37,14 @@ def _largest_magnitude(blocks, b):
     return np.int32(largest).view(np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _reciprocal(scale):
     """1 / scale, and 0 for scales without a finite reciprocal."""
     inverse = _ONE / scale
     return inverse if abs(inverse) < _INFINITY else ZERO
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def q8_0(blocks, scale, codes):
     """Largest magnitude over 127; codes round half away from zero. codes: (n, 32) int8."""
     for b in range(blocks.shape[0]):
@@ -60,7 +60,7 @@ def q8_0(blocks, scale, codes):
             codes[b, i] = np.int8(whole + up - down)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def symmetric(blocks, half, scale, codes):
     """Signed peak over ``-half``; codes truncate after adding ``half`` and a half. codes: uint8."""
     offset = np.float32(np.float32(half) + _HALF)
@@ -82,7 +82,7 @@ def symmetric(blocks, half, scale, codes):
             codes[b, i] = np.uint8(top if code > top else code)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _extremes(blocks, b):
     """Smallest and largest value, by C's comparisons: of equal zeros the first one's sign stays."""
     low = blocks[b, 0]
@@ -94,7 +94,7 @@ def _extremes(blocks, b):
     return low, high
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def affine(blocks, highest, scale, minimum, codes):
     """Range over ``highest``, from the smallest value; codes round half up. codes: uint8."""
     top = np.int32(highest)
@@ -110,7 +110,7 @@ def affine(blocks, highest, scale, minimum, codes):
             codes[b, i] = np.uint8(top if code > top else code)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _row_mean_squares(blocks, per_row, out):
     """Mean square of each row, summed left to right; eight rows at a time hide the latency."""
     rows = blocks.shape[0] // per_row
@@ -128,7 +128,7 @@ def _row_mean_squares(blocks, per_row, out):
             out[start + r] = total[r] / np.float32(per_row * _BLOCK)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _load(blocks, importance, mean_squares, start, x, w):
     """Fill a tile with blocks from ``start`` on, and their weights; missing lanes are zero."""
     count = min(LANES, blocks.shape[0] - start)
@@ -148,7 +148,7 @@ def _load(blocks, importance, mean_squares, start, x, w):
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def symmetric_weighted(blocks, importance, half, scale, codes):
     """As :func:`symmetric`, with a search weighted by importance."""
     mean_squares = np.empty(blocks.shape[0] // importance.shape[0], np.float32)
@@ -166,7 +166,7 @@ def symmetric_weighted(blocks, importance, half, scale, codes):
                 codes[start + k, i] = found[i, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def affine_weighted(blocks, importance, highest, scale, minimum, codes):
     """As :func:`affine`, with a search weighted by importance."""
     mean_squares = np.empty(blocks.shape[0] // importance.shape[0], np.float32)

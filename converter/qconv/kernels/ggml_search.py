@@ -16,7 +16,8 @@ live in one array of constant shape, which is what lets LLVM prove that rows do 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .jit import inner
 
 LANES = 64
 
@@ -35,13 +36,13 @@ _BYTE = np.int32(0xFF)
 _ALL_BITS = np.int32(-1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def nearest(value):
     """The nearest int32 of a float32, ties to even; defined garbage beyond 2^22."""
     return np.int32(np.int32(np.float32(value + _MAGIC).view(np.int32) & _MANTISSA) - _MIDDLE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def level(value, lowest, highest):
     """``nearest`` clamped to an int32 range."""
     code = nearest(value)
@@ -49,7 +50,7 @@ def level(value, lowest, highest):
     return lowest if code < lowest else code
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _clamped_level(value, highest):
     """The nearest integer in 0..highest, as float32; NaN gives 0."""
     value = value if value > ZERO else ZERO
@@ -57,7 +58,7 @@ def _clamped_level(value, highest):
     return np.float32(np.float32(value + _MAGIC) - _MAGIC)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def affine_search(
     x, w, first, n, highest, begin, step, steps, absolute, clamped, scale, minimum, codes
 ):
@@ -165,7 +166,7 @@ def affine_search(
         minimum[k] = -t[LO, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _peak(x, first, n, t, MAX, AMAX):
     """Write each lane's value of largest magnitude (the first of equals) and that magnitude."""
     for k in range(LANES):
@@ -179,7 +180,7 @@ def _peak(x, first, n, t, MAX, AMAX):
             t[MAX, k] = v if bigger else t[MAX, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def symmetric_search(x, w, first, n, half, scale, codes):
     """Scale for ``scale * (code - half)``, trying 19 ways to map the peak.
 
@@ -234,7 +235,7 @@ def symmetric_search(x, w, first, n, half, scale, codes):
         scale[k] = ZERO if t[AMAX, k] < TINY else t[SCALE, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _descend(x, w, first, n, t, level_of, SXL, SLL, lowest, highest, kept_bits, before):
     """At most five sweeps that move single codes while the fit improves.
 
@@ -275,7 +276,7 @@ def _descend(x, w, first, n, t, level_of, SXL, SLL, lowest, highest, kept_bits, 
             break
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def descent_search(x, w, first, n, half, scale, codes):
     """Scale for ``scale * (code - half)`` by moving single codes; w must be the squares of x."""
     MAX, AMAX, INV, SXL, SLL = 0, 1, 2, 3, 4
@@ -306,7 +307,7 @@ def descent_search(x, w, first, n, half, scale, codes):
         scale[k] = ZERO if t[AMAX, k] < TINY else fit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def positive_search(x, w, n, highest, scale, codes):
     """Scale for ``scale * code`` of values that are not negative: the sub-scales of a super-block.
 

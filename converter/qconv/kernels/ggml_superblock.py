@@ -13,7 +13,6 @@ weight cut into super-blocks; ``importance`` is (super-blocks per row, 256) floa
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .ggml_search import (
     LANES,
@@ -27,6 +26,7 @@ from .ggml_search import (
     symmetric_search,
 )
 from .half import half_bits, half_value
+from .jit import inner, kernel
 
 _SIZE = 256
 _ONE = np.float32(1)
@@ -34,7 +34,7 @@ _NONE = np.int32(0)
 _BYTE = np.int32(0xFF)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _load(blocks, start, x):
     """Fill a tile with super-blocks from ``start`` on; missing lanes are zero."""
     count = min(LANES, blocks.shape[0] - start)
@@ -48,14 +48,14 @@ def _load(blocks, start, x):
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _store(codes, start, count, found):
     for k in range(count):
         for c in range(_SIZE):
             codes[start + k, c] = found[c, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _weigh_by_importance(x, importance, start, factor, w):
     """Weights ``importance * sqrt(factor * mean square of the super-block + x^2)``."""
     sigma = np.empty(LANES, np.float32)
@@ -75,7 +75,7 @@ def _weigh_by_importance(x, importance, start, factor, w):
             w[c, k] = importance[column[k], c] * w[c, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _weigh_by_importance_alone(importance, start, w):
     for k in range(LANES):
         column = (start + k) % importance.shape[0]
@@ -83,14 +83,14 @@ def _weigh_by_importance_alone(importance, start, w):
             w[c, k] = importance[column, c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _weigh_by_squares(x, w):
     for c in range(_SIZE):
         for k in range(LANES):
             w[c, k] = x[c, k] * x[c, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _weigh_by_magnitude(x, n, add_rms, w):
     """Weights ``|x|``, plus the root mean square of its sub-block of ``n`` values if asked."""
     rms = np.empty(LANES, np.float32)
@@ -108,7 +108,7 @@ def _weigh_by_magnitude(x, n, add_rms, w):
                 w[c, k] = rms[k] + abs(x[c, k])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _sum_weights(w, n, total):
     """total: (sub-blocks, LANES), each sub-block's weights summed left to right."""
     for j in range(_SIZE // n):
@@ -119,7 +119,7 @@ def _sum_weights(w, n, total):
                 total[j, k] += w[c, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _divide_by_largest(values, highest, clamp, scale, codes):
     """Codes of non-negative values on the scale that maps the largest to ``highest``."""
     subs = values.shape[0]
@@ -135,14 +135,14 @@ def _divide_by_largest(values, highest, clamp, scale, codes):
         scale[k] = largest / top
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _clamp(codes, highest):
     for j in range(codes.shape[0]):
         for k in range(LANES):
             codes[j, k] = highest if codes[j, k] > highest else codes[j, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _as_stored_6_bit(codes):
     """What unpacking gives back of eight codes per lane: llama.cpp packs unclamped bytes."""
     for k in range(LANES):
@@ -153,7 +153,7 @@ def _as_stored_6_bit(codes):
             codes[j, k] = low & 63
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _as_stored_4_bit(scales, minimums):
     """What unpacking gives back of a byte that holds both: llama.cpp packs unclamped bytes."""
     for j in range(scales.shape[0]):
@@ -163,7 +163,7 @@ def _as_stored_4_bit(scales, minimums):
             minimums[j, k] = byte >> 4
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _round_affine(x, n, highest, d, m, scales, minimums, found):
     """Codes for the stored parameters; where the scale is 0 the search's codes stay."""
     for j in range(_SIZE // n):
@@ -176,7 +176,7 @@ def _round_affine(x, n, highest, d, m, scales, minimums, found):
                 found[c, k] = level((x[c, k] + ml) / dl, _NONE, highest)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _round_symmetric(x, half, d, scales, found):
     """As :func:`_round_affine`, for sub-blocks of 16 without minimum."""
     lowest = np.int32(-half)
@@ -190,7 +190,7 @@ def _round_symmetric(x, half, d, scales, found):
                 found[c, k] = level(x[c, k] / dl, lowest, highest) + half
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def affine(blocks, importance, bits, super_scale, super_minimum, sub_scales, sub_minimums, codes):
     """Q2_K, Q4_K and Q5_K: ``bits`` says which.
 
@@ -256,7 +256,7 @@ def affine(blocks, importance, bits, super_scale, super_minimum, sub_scales, sub
         _store(codes, start, count, found)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _divide_by_peak(values, lowest, highest, scale, codes):
     """Codes of signed values on the scale that maps the largest magnitude to ``lowest``."""
     for k in range(LANES):
@@ -276,7 +276,7 @@ def _divide_by_peak(values, lowest, highest, scale, codes):
                 codes[j, k] = lowest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def q3_k(blocks, importance, super_scale, sub_scales, codes):
     """Q3_K. super_scale: (n,) uint16 · sub_scales: (n, 16) int8 · codes: (n, 256) uint8."""
     weighted = importance.shape[0] > 0
@@ -313,7 +313,7 @@ def q3_k(blocks, importance, super_scale, sub_scales, codes):
         _store(codes, start, count, found)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def q6_k(blocks, importance, super_scale, sub_scales, codes):
     """Q6_K. super_scale: (n,) uint16 · sub_scales: (n, 16) int8 · codes: (n, 256) uint8."""
     x = np.empty((_SIZE, LANES), np.float32)

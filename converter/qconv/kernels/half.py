@@ -6,7 +6,8 @@ numba has no float16 on the CPU, so a half is its 16 bits here, or the float32 o
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .jit import kernel
 
 # float32 bit patterns: sign, magnitude, the smallest normal half (2^-14), and the first magnitude
 # that rounds past the largest half (65520), the largest half being 65504.
@@ -28,7 +29,7 @@ _SUBNORMAL_ULP = np.float32(0.5)
 _SUBNORMAL_ULP_BITS = np.uint32(0x3F000000)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def half_value(value):
     """The float32 value of the half nearest to a float32."""
     bits = np.float32(value).view(np.uint32)
@@ -47,7 +48,7 @@ def half_value(value):
     return np.uint32(rounded | sign).view(np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def half_bits(value):
     """The 16 bits of the half nearest to a float32, as uint16; NaN keeps its sign and is quiet."""
     bits = np.float32(half_value(value)).view(np.uint32)

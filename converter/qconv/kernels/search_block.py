@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .half import half_bits, half_value
+from .jit import inner, kernel
 from .search_lanes import (
     FIELDS,
     GAIN,
@@ -16,7 +16,6 @@ from .search_lanes import (
     MINIMUM,
     NEXT,
     OFFSET,
-    ONE,
     SCALE,
     SCORE,
     TILE,
@@ -24,7 +23,10 @@ from .search_lanes import (
     clear,
     describe,
     find_peaks,
-    load,
+    importance_of,
+    load_next,
+    reciprocal,
+    round_values,
     search_affine,
     search_scaled,
     write_codes,
@@ -34,24 +36,46 @@ BLOCK = 32
 INFINITY = np.float32(np.inf)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _source(weight, first, padded):
-    """The 64 blocks from ``first`` on, with zeros for those beyond the end."""
-    source = weight[first * BLOCK : (first + LANES) * BLOCK]
-    if len(source) == TILE:
-        return source
-    padded[: len(source)] = source
-    return padded
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def write_halves(values, out):
     """Float16 bits of a tile's parameters, as many as there are blocks left."""
     for k in range(min(LANES, len(out))):
         out[k] = half_bits(values[k])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
+def aim_scaled(state, offset):
+    """Round SCALE to float16; INVERSE and OFFSET to match."""
+    for k in range(LANES):
+        state[SCALE + k] = half_value(state[SCALE + k])
+        state[INVERSE + k] = reciprocal(state[SCALE + k])
+        state[OFFSET + k] = offset
+
+
+@inner
+def aim_affine(state):
+    """Round SCALE and MINIMUM to float16; INVERSE and OFFSET to match."""
+    for k in range(LANES):
+        low = half_value(state[MINIMUM + k])
+        state[SCALE + k] = half_value(state[SCALE + k])
+        state[MINIMUM + k] = low
+        inverse = reciprocal(state[SCALE + k])
+        state[INVERSE + k] = inverse
+        state[OFFSET + k] = -low * inverse
+
+
+@inner
+def write_blocks(weight, first, state, lowest, highest, rounded, codes):
+    """Codes of the tile from block ``first`` on, with INVERSE and OFFSET."""
+    blocks = min(LANES, len(weight) // BLOCK - first)
+    x, out = weight[first * BLOCK :], codes[first * BLOCK :]
+    for k in range(blocks):
+        inverse, offset = state[INVERSE + k], state[OFFSET + k]
+        round_values(x, k * BLOCK, BLOCK, inverse, offset, lowest, highest, rounded[k * BLOCK :])
+    write_codes(rounded, blocks * BLOCK, out)
+
+
+@kernel
 def scaled_blocks(weight, importance, lowest, highest, starts, rounds, codes, scale):
     """Q4_0, Q5_0. All arrays flat, blocks of 32 one after another.
 
@@ -63,33 +87,25 @@ def scaled_blocks(weight, importance, lowest, highest, starts, rounds, codes, sc
     tile = np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     padded = np.zeros(TILE, np.float32)
-    rows, code_rows = weight.reshape(-1, BLOCK), codes.reshape(-1, BLOCK)
-    for first in range(0, len(rows), LANES):
-        load(_source(weight, first, padded), LANES, 1, BLOCK, tile)
-        w = None if importance is None else importance[(first // LANES) % len(importance)]
+    for first in range(0, len(weight) // BLOCK, LANES):
+        load_next(weight, first * BLOCK, LANES, 1, BLOCK, padded, tile)
+        w = importance_of(importance, first // LANES)
         search_scaled(tile, w, state, BLOCK, lowest, highest, starts, rounds)
-        for k in range(LANES):
-            step = half_value(state[SCALE + k])
-            inverse = ONE / step
-            state[NEXT + k] = step
-            state[INVERSE + k] = ZERO if step == ZERO else inverse
-        write_halves(state[NEXT:], scale[first:])
-        for k in range(min(LANES, len(rows) - first)):
-            inverse = state[INVERSE + k]
-            write_codes(rows, first + k, inverse, -lowest, ZERO, highest - lowest, code_rows)
+        aim_scaled(state, -lowest)
+        write_halves(state[SCALE:], scale[first:])
+        write_blocks(weight, first, state, ZERO, highest - lowest, tile, codes)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def affine_blocks(weight, importance, highest, starts, rounds, codes, scale, minimum):
     """Q4_1, Q5_1: as scaled_blocks, with codes 0..highest and a minimum of either sign."""
     tile = np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     padded = np.zeros(TILE, np.float32)
     base = np.empty(LANES, np.float32)
-    rows, code_rows = weight.reshape(-1, BLOCK), codes.reshape(-1, BLOCK)
-    for first in range(0, len(rows), LANES):
-        load(_source(weight, first, padded), LANES, 1, BLOCK, tile)
-        w = None if importance is None else importance[(first // LANES) % len(importance)]
+    for first in range(0, len(weight) // BLOCK, LANES):
+        load_next(weight, first * BLOCK, LANES, 1, BLOCK, padded, tile)
+        w = importance_of(importance, first // LANES)
         # Seen from its minimum, a block far from zero keeps its digits in the sums.
         describe(tile, None, state, BLOCK, INFINITY)
         for k in range(LANES):
@@ -100,81 +116,66 @@ def affine_blocks(weight, importance, highest, starts, rounds, codes, scale, min
                 x[k] -= base[k]
         search_affine(tile, w, state, BLOCK, highest, INFINITY, starts, rounds)
         for k in range(LANES):
-            step, low = half_value(state[SCALE + k]), half_value(state[MINIMUM + k] + base[k])
-            inverse = ONE / step
-            inverse = ZERO if step == ZERO else inverse
-            state[NEXT + k] = step
-            state[SCORE + k] = low
-            state[INVERSE + k] = inverse
-            state[OFFSET + k] = -low * inverse
-        write_halves(state[NEXT:], scale[first:])
-        write_halves(state[SCORE:], minimum[first:])
-        for k in range(min(LANES, len(rows) - first)):
-            inverse, offset = state[INVERSE + k], state[OFFSET + k]
-            write_codes(rows, first + k, inverse, offset, ZERO, highest, code_rows)
+            state[MINIMUM + k] += base[k]
+        aim_affine(state)
+        write_halves(state[SCALE:], scale[first:])
+        write_halves(state[MINIMUM:], minimum[first:])
+        write_blocks(weight, first, state, ZERO, highest, tile, codes)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _ordered(bits):
+@inner
+def ordered(bits):
     """Float bits as integers that order as the floats do, and back: their extremes vectorise."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _range(bits, s):
+@inner
+def range_of(bits, s):
     """Lowest and highest value of block ``s``, from its float bits (blocks, 32) int32."""
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for p in range(bits.shape[1]):
-        value = _ordered(bits[s, p])
+        value = ordered(bits[s, p])
         if value < low:
             low = value
         if value > high:
             high = value
-    low, high = _ordered(low), _ordered(high)
+    low, high = ordered(low), ordered(high)
     return np.int32(low).view(np.float32), np.int32(high).view(np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def range_blocks(weight, highest, codes, scale, minimum):
     """Q4_1, Q5_1 without search: the range as it is, in float16, and the nearest codes to that."""
-    rows, code_rows = weight.reshape(-1, BLOCK), codes.reshape(-1, BLOCK)
     bits = weight.view(np.int32).reshape(-1, BLOCK)
     state = np.zeros(FIELDS, np.float32)
-    for first in range(0, len(rows), LANES):
-        blocks = min(LANES, len(rows) - first)
-        for k in range(blocks):
-            state[LOW + k], state[HIGH + k] = _range(bits, first + k)
+    rounded = np.empty(TILE, np.float32)
+    for first in range(0, len(bits), LANES):
+        for k in range(min(LANES, len(bits) - first)):
+            state[LOW + k], state[HIGH + k] = range_of(bits, first + k)
         for k in range(LANES):
-            low = half_value(state[LOW + k])
-            step = half_value((state[HIGH + k] - state[LOW + k]) / highest)
-            inverse = ONE / step
-            inverse = ZERO if step == ZERO else inverse
-            state[NEXT + k] = step
-            state[SCORE + k] = low
-            state[INVERSE + k] = inverse
-            state[OFFSET + k] = -low * inverse
-        write_halves(state[NEXT:], scale[first:])
-        write_halves(state[SCORE:], minimum[first:])
-        for k in range(blocks):
-            inverse, offset = state[INVERSE + k], state[OFFSET + k]
-            write_codes(rows, first + k, inverse, offset, ZERO, highest, code_rows)
+            state[SCALE + k] = (state[HIGH + k] - state[LOW + k]) / highest
+            state[MINIMUM + k] = state[LOW + k]
+        aim_affine(state)
+        write_halves(state[SCALE:], scale[first:])
+        write_halves(state[MINIMUM:], minimum[first:])
+        write_blocks(weight, first, state, ZERO, highest, rounded, codes)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _miss(x, inverse, total):
     t = x * inverse
     rest = t - np.rint(t)
     return total + rest * rest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _miss_weighted(x, w, inverse, total):
     t = x * inverse
     rest = t - np.rint(t)
     return total + w * rest * rest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def misses(tile, importance, part):
     """Squared error in steps, into SCORE, when no code is clipped."""
     clear(part, SCORE, ZERO)
@@ -197,7 +198,21 @@ def misses(tile, importance, part):
                 part[SCORE + k] = _miss_weighted(x[192 + k], w[192 + k], i, total)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
+def keep_best_step(state):
+    """The step tried, in MINIMUM, becomes SCALE where it loses less."""
+    for k in range(LANES):
+        step = state[MINIMUM + k]
+        loss = state[SCORE + k] * step * step
+        better = loss < state[GAIN + k]
+        state[NEXT + k] = loss if better else state[GAIN + k]
+        state[OFFSET + k] = step if better else state[SCALE + k]
+    for k in range(LANES):
+        state[GAIN + k] = state[NEXT + k]
+        state[SCALE + k] = state[OFFSET + k]
+
+
+@kernel
 def byte_blocks(weight, importance, tries, codes, scale):
     """Q8_0: of the scales that map the peak to one of ``tries`` (float32), the best.
 
@@ -206,43 +221,20 @@ def byte_blocks(weight, importance, tries, codes, scale):
     tile = np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     padded = np.zeros(TILE, np.float32)
-    rows, code_rows = weight.reshape(-1, BLOCK), codes.reshape(-1, BLOCK)
     highest = np.float32(127)
-    for first in range(0, len(rows), LANES):
-        load(_source(weight, first, padded), LANES, 1, BLOCK, tile)
-        w = None if importance is None else importance[(first // LANES) % len(importance)]
+    for first in range(0, len(weight) // BLOCK, LANES):
+        load_next(weight, first * BLOCK, LANES, 1, BLOCK, padded, tile)
+        w = importance_of(importance, first // LANES)
         find_peaks(tile, state, BLOCK)
         clear(state, GAIN, INFINITY)
         for k in range(LANES):  # stays, infinite, where float16 ends: for the grid to refuse
             state[SCALE + k] = half_value(abs(state[HIGH + k]) / highest)
         for i in range(len(tries)):
             for k in range(LANES):
-                step = half_value(abs(state[HIGH + k]) / tries[i])
-                inverse = ONE / step
-                state[MINIMUM + k] = step
-                state[INVERSE + k] = ZERO if step == ZERO else inverse
+                state[MINIMUM + k] = half_value(abs(state[HIGH + k]) / tries[i])
+                state[INVERSE + k] = reciprocal(state[MINIMUM + k])
             misses(tile, w, state)
-            for k in range(LANES):
-                step = state[MINIMUM + k]
-                loss = state[SCORE + k] * step * step
-                better = loss < state[GAIN + k]
-                state[NEXT + k] = loss if better else state[GAIN + k]
-                state[OFFSET + k] = step if better else state[SCALE + k]
-            for k in range(LANES):
-                state[GAIN + k] = state[NEXT + k]
-                state[SCALE + k] = state[OFFSET + k]
-        for k in range(LANES):
-            step = state[SCALE + k]
-            inverse = ONE / step
-            state[INVERSE + k] = ZERO if step == ZERO else inverse
+            keep_best_step(state)
+        aim_scaled(state, ZERO)
         write_halves(state[SCALE:], scale[first:])
-        for k in range(min(LANES, len(rows) - first)):
-            inverse = state[INVERSE + k]
-            _write_bytes(rows, first + k, inverse, highest, code_rows)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _write_bytes(weight, s, inverse, highest, codes):
-    for p in range(BLOCK):
-        code = np.rint(min(max(weight[s, p] * inverse, -highest), highest))
-        codes[s, p] = np.int8(np.int32(code))
+        write_blocks(weight, first, state, -highest, highest, tile, codes)

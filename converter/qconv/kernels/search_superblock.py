@@ -8,9 +8,9 @@ the weights; rounding the weights to what was chosen and refitting alternates wi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .half import half_bits, half_value
+from .jit import inner, kernel
 from .search_lanes import (
     BEST_Q,
     BEST_QQ,
@@ -38,9 +38,12 @@ from .search_lanes import (
     affine_gain,
     affine_sums,
     clear,
+    from_value,
     keep_best_affine,
     keep_best_scaled,
-    load,
+    load_next,
+    reciprocal,
+    round_values,
     scaled_sums,
     search_affine,
     search_scaled,
@@ -51,15 +54,14 @@ OWNERS = 8  # super-blocks in a tile
 LARGEST_HALF = np.float32(65504)
 
 # Rows of the per-super-block array, eight floats each: the best, the trial, extremes, sums.
-BEST_D, BEST_M, BEST_SCORE = 0, 8, 16
-TRY_D, TRY_M, TRY_SCORE = 24, 32, 40
-MOST_SCALE, LEAST_MINIMUM = 48, 56
-NEXT_D, NEXT_M, NEXT_SCORE = 64, 72, 80
-A, B, C, P, Q = 88, 96, 104, 112, 120
+_ROWS = OWNERS * np.arange(16, dtype=np.int64)
+BEST_D, BEST_M, BEST_SCORE, TRY_D, TRY_M, TRY_SCORE = _ROWS[:6]
+MOST_SCALE, LEAST_MINIMUM, NEXT_D, NEXT_M, NEXT_SCORE = _ROWS[6:11]
+A, B, C, P, Q = _ROWS[11:]
 ROWS = 128
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def spread(part, field, owners, row):
     """A number per super-block, to the lanes of its sub-blocks."""
     source = owners[row : row + OWNERS]
@@ -76,7 +78,7 @@ def spread(part, field, owners, row):
         target[56 + r] = value
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def add_up(part, field, owners, row):
     """Add a field over the sub-blocks of each super-block, in order."""
     x = part[field : field + LANES]
@@ -86,7 +88,7 @@ def add_up(part, field, owners, row):
         target[r] += total + x[32 + r] + x[40 + r] + x[48 + r] + x[56 + r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def extremes(part, lowest_of, owners):
     """Largest scale, and the lowest of another field, of each super-block so far."""
     for j in range(OWNERS):
@@ -97,7 +99,7 @@ def extremes(part, lowest_of, owners):
             owners[LEAST_MINIMUM + r] = min(owners[LEAST_MINIMUM + r], other[r])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def choose_affine_integers(part, most):
     """Sub-scale and sub-minimum 0..most that lose least under the super-scales spread here.
 
@@ -124,7 +126,7 @@ def choose_affine_integers(part, most):
         part[SUB_MINIMUM + k] = high if up else low
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def keep_best_super(owners):
     """The trial becomes the best where its score is higher."""
     for r in range(OWNERS):
@@ -136,7 +138,7 @@ def keep_best_super(owners):
         owners[BEST_D + i] = owners[NEXT_D + i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def try_affine_super(state, groups, most, owners):
     """Score the trial super-scales; keep them where they beat the best."""
     for r in range(OWNERS):
@@ -150,7 +152,7 @@ def try_affine_super(state, groups, most, owners):
     keep_best_super(owners)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def search_affine_super(state, groups, most, minimum_tries, scale_tries, owners):
     """Choose super-minimum, then super-scale: the largest may map to ``most`` or a little below."""
     for r in range(OWNERS):
@@ -178,7 +180,7 @@ def search_affine_super(state, groups, most, minimum_tries, scale_tries, owners)
         try_affine_super(state, groups, most, owners)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def settle_affine(state, groups, most, owners):
     """Integers under the best super-scales."""
     for g in range(groups):
@@ -188,7 +190,7 @@ def settle_affine(state, groups, most, owners):
         choose_affine_integers(part, most)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def aim_affine(part):
     """INVERSE and OFFSET of what was settled."""
     for k in range(LANES):
@@ -198,7 +200,7 @@ def aim_affine(part):
         part[OFFSET + k] = part[SUPER_MINIMUM + k] * part[SUB_MINIMUM + k] * inverse
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def refit_affine_super(state, groups, owners):
     """Least squares for the two super-scales, codes and integers given; then float16."""
     for r in range(ROWS - A):
@@ -231,12 +233,11 @@ def refit_affine_super(state, groups, owners):
         owners[BEST_M + r] = half_value(minimum) if sound else owners[BEST_M + r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def weigh(tile, groups, length, out):
+@inner
+def weigh(tile, length, out):
     """Weights by magnitude: its own, plus the mean magnitude of the sub-block."""
     mean = np.empty(LANES, np.float32)
-    for g in range(groups):
-        first = g * length * LANES
+    for first in range(0, TILE, length * LANES):
         clear(mean, 0, ZERO)
         for p in range(length):
             x = tile[first + p * LANES : first + (p + 1) * LANES]
@@ -251,7 +252,46 @@ def weigh(tile, groups, length, out):
                 w[k] = mean[k] + abs(x[k])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
+def weights_of(importance, number, tile, length, magnitude):
+    """What errors of a tile weigh: nothing given, importance, or, of no tiles, by magnitude."""
+    if importance is None:
+        return None
+    if len(importance) > 0:
+        return importance[number % len(importance)]
+    weigh(tile, length, magnitude)
+    return magnitude
+
+
+@inner
+def lane_of(j, r):
+    """Where sub-block ``j`` of super-block ``r`` lies in a field."""
+    return (j >> 3) * LANES + (j & 7) * OWNERS + r
+
+
+@inner
+def write_superblock(weight, s, length, state, r, highest, rounded, codes):
+    """Codes of super-block ``s``, the tile's ``r``-th, with INVERSE and OFFSET."""
+    for j in range(256 // length):
+        k = lane_of(j, r)
+        inverse, offset = state[INVERSE + k], state[OFFSET + k]
+        first, at = s * 256 + j * length, j * length
+        round_values(weight, first, length, inverse, offset, ZERO, highest, rounded[at:])
+    write_codes(rounded, 256, codes[s * 256 :])
+
+
+@inner
+def round_again_affine(tile, own, state, groups, length, highest):
+    """Codes for what is settled, and least squares for those."""
+    for g in range(groups):
+        part, x = state[g * LANES :], tile[g * length * LANES :]
+        aim_affine(part)
+        affine_sums(x, from_value(own, g * length * LANES), part, length, highest)
+        clear(part, GAIN, WORST)
+        keep_best_affine(part, ZERO)
+
+
+@kernel
 def affine_superblocks(
     weight,
     importance,
@@ -280,40 +320,22 @@ def affine_superblocks(
     """
     sub = 256 // length
     groups = sub // 8
-    tile, own = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    tile, magnitude = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     owners = np.zeros(ROWS, np.float32)
     supers = len(weight) // 256
-    rows, code_rows = weight.reshape(-1, length), codes.reshape(-1, length)
     padded = np.zeros(TILE, np.float32)
     for first in range(0, supers, OWNERS):
-        source = weight[first * 256 : (first + OWNERS) * 256]
-        if len(source) < TILE:
-            padded[: len(source)] = source
-            source = padded
-        load(source, OWNERS, sub, length, tile)
-        if importance is None:
-            kind = None
-        elif len(importance) == 0:
-            weigh(tile, groups, length, own)
-            kind = own
-        else:
-            kind = importance[(first // OWNERS) % len(importance)]
+        load_next(weight, first * 256, OWNERS, sub, length, padded, tile)
+        own = weights_of(importance, first // OWNERS, tile, length, magnitude)
         for g in range(groups):
             x = tile[g * length * LANES :]
-            w = None if kind is None else kind[g * length * LANES :]
+            w = from_value(own, g * length * LANES)
             search_affine(x, w, state[g * LANES :], length, highest, ZERO, starts, rounds)
         search_affine_super(state, groups, most, minimum_tries, scale_tries, owners)
         settle_affine(state, groups, most, owners)
         for _ in range(refits):
-            for g in range(groups):
-                part = state[g * LANES :]
-                x = tile[g * length * LANES :]
-                w = None if kind is None else kind[g * length * LANES :]
-                aim_affine(part)
-                affine_sums(x, w, part, length, highest)
-                clear(part, GAIN, WORST)
-                keep_best_affine(part, ZERO)
+            round_again_affine(tile, own, state, groups, length, highest)
             refit_affine_super(state, groups, owners)
             settle_affine(state, groups, most, owners)
         for g in range(groups):
@@ -322,15 +344,13 @@ def affine_superblocks(
             super_scale[first + r] = half_bits(owners[BEST_D + r])
             super_minimum[first + r] = half_bits(owners[BEST_M + r])
             for j in range(sub):
-                k = (j >> 3) * LANES + (j & 7) * OWNERS + r
-                s = (first + r) * sub + j
-                sub_scales[s] = np.uint8(np.int32(state[SUB_SCALE + k]))
-                sub_minimums[s] = np.uint8(np.int32(state[SUB_MINIMUM + k]))
-                inverse, offset = state[INVERSE + k], state[OFFSET + k]
-                write_codes(rows, s, inverse, offset, ZERO, highest, code_rows)
+                k = lane_of(j, r)
+                sub_scales[(first + r) * sub + j] = np.int32(state[SUB_SCALE + k])
+                sub_minimums[(first + r) * sub + j] = np.int32(state[SUB_MINIMUM + k])
+            write_superblock(weight, first + r, length, state, r, highest, tile, codes)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def choose_scaled_integers(part, lowest, highest):
     """Sub-scale lowest..highest that loses least under the super-scale spread here."""
     for k in range(LANES):
@@ -344,7 +364,7 @@ def choose_scaled_integers(part, lowest, highest):
         part[SCORE + k] = TWO * scale * qx - scale * scale * qq
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def search_scaled_super(state, groups, lowest, highest, tries, owners):
     """Choose the super-scale; tries: (n,) float32, what the largest sub-scale maps to."""
     for r in range(OWNERS):
@@ -370,7 +390,7 @@ def search_scaled_super(state, groups, lowest, highest, tries, owners):
         keep_best_super(owners)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def settle_scaled(state, groups, lowest, highest, owners):
     """Integers under the best super-scale."""
     for g in range(groups):
@@ -379,16 +399,15 @@ def settle_scaled(state, groups, lowest, highest, owners):
         choose_scaled_integers(part, lowest, highest)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def aim_scaled(part):
-    """INVERSE of what was settled."""
+@inner
+def aim_scaled(part, offset):
+    """INVERSE and OFFSET of what was settled."""
     for k in range(LANES):
-        scale = part[SUPER_SCALE + k] * part[SUB_SCALE + k]
-        inverse = ONE / scale
-        part[INVERSE + k] = ZERO if scale == ZERO else inverse
+        part[INVERSE + k] = reciprocal(part[SUPER_SCALE + k] * part[SUB_SCALE + k])
+        part[OFFSET + k] = offset
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def refit_scaled_super(state, groups, owners):
     """Least squares for the super-scale, codes and integers given; then float16."""
     for r in range(OWNERS):
@@ -408,7 +427,18 @@ def refit_scaled_super(state, groups, owners):
         owners[BEST_D + r] = half_value(scale) if sound else owners[BEST_D + r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
+def round_again_scaled(tile, own, state, groups, length, lowest, highest):
+    """As round_again_affine, for a scale alone."""
+    for g in range(groups):
+        part, x = state[g * LANES :], tile[g * length * LANES :]
+        aim_scaled(part, ZERO)
+        scaled_sums(x, from_value(own, g * length * LANES), part, length, lowest, highest)
+        clear(part, GAIN, WORST)
+        keep_best_scaled(part)
+
+
+@kernel
 def scaled_superblocks(
     weight,
     importance,
@@ -432,49 +462,28 @@ def scaled_superblocks(
     """
     sub = 256 // length
     groups = sub // 8
-    tile, own = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    tile, magnitude = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     state = np.zeros(FIELDS, np.float32)
     owners = np.zeros(ROWS, np.float32)
     supers = len(weight) // 256
-    rows, code_rows = weight.reshape(-1, length), codes.reshape(-1, length)
     padded = np.zeros(TILE, np.float32)
     for first in range(0, supers, OWNERS):
-        source = weight[first * 256 : (first + OWNERS) * 256]
-        if len(source) < TILE:
-            padded[: len(source)] = source
-            source = padded
-        load(source, OWNERS, sub, length, tile)
-        if importance is None:
-            kind = None
-        elif len(importance) == 0:
-            weigh(tile, groups, length, own)
-            kind = own
-        else:
-            kind = importance[(first // OWNERS) % len(importance)]
+        load_next(weight, first * 256, OWNERS, sub, length, padded, tile)
+        own = weights_of(importance, first // OWNERS, tile, length, magnitude)
         for g in range(groups):
             x = tile[g * length * LANES :]
-            w = None if kind is None else kind[g * length * LANES :]
+            w = from_value(own, g * length * LANES)
             search_scaled(x, w, state[g * LANES :], length, lowest, highest, starts, rounds)
         search_scaled_super(state, groups, least, most, tries, owners)
         settle_scaled(state, groups, least, most, owners)
         for _ in range(refits):
-            for g in range(groups):
-                part = state[g * LANES :]
-                x = tile[g * length * LANES :]
-                w = None if kind is None else kind[g * length * LANES :]
-                aim_scaled(part)
-                scaled_sums(x, w, part, length, lowest, highest)
-                clear(part, GAIN, WORST)
-                keep_best_scaled(part)
+            round_again_scaled(tile, own, state, groups, length, lowest, highest)
             refit_scaled_super(state, groups, owners)
             settle_scaled(state, groups, least, most, owners)
         for g in range(groups):
-            aim_scaled(state[g * LANES :])
+            aim_scaled(state[g * LANES :], -lowest)
         for r in range(min(OWNERS, supers - first)):
             super_scale[first + r] = half_bits(owners[BEST_D + r])
             for j in range(sub):
-                k = (j >> 3) * LANES + (j & 7) * OWNERS + r
-                s = (first + r) * sub + j
-                sub_scales[s] = np.int8(np.int32(state[SUB_SCALE + k]))
-                inverse = state[INVERSE + k]
-                write_codes(rows, s, inverse, -lowest, ZERO, highest - lowest, code_rows)
+                sub_scales[(first + r) * sub + j] = np.int32(state[SUB_SCALE + lane_of(j, r)])
+            write_superblock(weight, first + r, length, state, r, highest - lowest, tile, codes)

@@ -15,9 +15,10 @@ No fastmath: contraction to fused multiply-add would make the result depend on t
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
+
+from .jit import inner, kernel
 
 __all__ = [
     "RUN",
@@ -40,19 +41,16 @@ _MAGIC = np.float32(12582912.0)
 
 _ZERO = np.float32(0.0)
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-_inline = numba.njit(inline="always", error_model="numpy")
-
 
 # --- in numba -------------------------------------------------------------------------------------
 
 
-@_inline
+@inner
 def _step(x, inverse, lowest, highest):
     return (min(max(x * inverse, lowest), highest) + _MAGIC) - _MAGIC
 
 
-@_jit
+@kernel
 def _dots(weight, importance, inverse, lowest, highest, dot, square):
     columns, rows = weight.shape
     groups = inverse.shape[0]
@@ -85,7 +83,7 @@ def _dots(weight, importance, inverse, lowest, highest, dot, square):
                     total_square[lane] += squares[lane]
 
 
-@_jit
+@kernel
 def _errors(weight, importance, scale, inverse, lowest, highest, error):
     columns, rows = weight.shape
     groups = inverse.shape[0]
@@ -113,7 +111,7 @@ def _errors(weight, importance, scale, inverse, lowest, highest, error):
                     total[lane] += errors[lane]
 
 
-@_jit
+@kernel
 def _codes(weight, inverse, lowest, highest, zero, codes):
     rows, columns = weight.shape
     groups = inverse.shape[1]
