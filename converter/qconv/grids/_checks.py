@@ -54,10 +54,8 @@ def check_weight(weight: torch.Tensor) -> None:
             f"weight is {weight.ndim}-D {weight.dtype}; grids work on 2-D float32: "
             "reshape it and call .float() first"
         )
-    if not weight.numel():
-        return
-    extremes = torch.stack(torch.aminmax(weight.detach())).tolist()
-    if not all(map(math.isfinite, extremes)):
+    # A sum is the fastest pass, and not finite if a value is not; large values may overflow it too.
+    if not math.isfinite(weight.detach().sum()) and not bool(torch.isfinite(weight).all()):
         _refuse_non_finite(weight)
 
 
