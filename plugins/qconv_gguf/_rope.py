@@ -107,7 +107,10 @@ def _positive(parameters: Mapping[str, Any], key: str) -> float:
 def _llama3_factors(
     parameters: Mapping[str, Any], theta: float, head_dim: int
 ) -> tuple[float, ...]:
-    """Llama 3's stretching of low frequencies: what each frequency is divided by."""
+    """Llama 3's stretching of low frequencies: what each frequency is divided by.
+
+    In double precision, so that machines agree; llama.cpp's converter differs in the last bit.
+    """
     factor = _positive(parameters, "factor")
     low = _positive(parameters, "low_freq_factor")
     high = _positive(parameters, "high_freq_factor")
