@@ -1,4 +1,4 @@
-"""GGUF block bytes from codes and parameters, and back.
+"""GGUF block bytes from codes and parameters.
 
 Every type is a few fields in a block of fixed size (https://github.com/ggml-org/llama.cpp,
 ``ggml/src/ggml-common.h``), little endian:
@@ -53,7 +53,6 @@ class _Block:
 
     values: int
     nbytes: int
-    signed: bool = False
     halves: Mapping[str, int]
     planes: tuple[_Plane, ...]
     subs: tuple[str, int] | None = None
@@ -80,9 +79,7 @@ def _types() -> dict[str, _Block]:
             halves={"scale": 0, "minimum": 2},
             planes=(_Plane(8, 0, 4, 16), _Plane(4, 4, 1, 1)),
         ),
-        "q8_0": _Block(
-            values=32, nbytes=34, signed=True, halves={"scale": 0}, planes=(_Plane(2, 0, 8, 32),)
-        ),
+        "q8_0": _Block(values=32, nbytes=34, halves={"scale": 0}, planes=(_Plane(2, 0, 8, 32),)),
         "q2_k": _Block(
             values=256,
             nbytes=84,
@@ -143,36 +140,6 @@ def pack(storage: str, codes: torch.Tensor, parameters: Parameters) -> torch.Ten
     return torch.from_numpy(out.reshape(rows, columns // block.values * block.nbytes))
 
 
-def unpack(storage: str, data: torch.Tensor) -> tuple[torch.Tensor, Parameters]:
-    """Codes and parameters of block bytes, the inverse of :func:`pack`.
-
-    data: (rows, bytes per row) uint8
-    """
-    import torch
-
-    block = _block(storage)
-    rows, per_row = data.shape[0], data.shape[1] // block.nbytes
-    if per_row * block.nbytes != data.shape[1]:
-        raise UnsupportedGrid(
-            f"{data.shape[1]} bytes per row are not a multiple of {storage}'s {block.nbytes} "
-            "per block; the data is of another type, or cut"
-        )
-    blocks = _array(data).reshape(rows * per_row, block.nbytes)
-    codes = np.zeros((len(blocks), block.values // 8), np.uint64)
-    _unpack_planes(blocks, codes, block.planes)
-    fields: dict[str, Array] = {
-        name: np.ascontiguousarray(blocks.view("<u2")[:, offset // 2]).view(np.float16)
-        for name, offset in block.halves.items()
-    }
-    if block.subs:
-        fields |= _unpack_subs(*block.subs, blocks)
-    raw = codes.view(np.int8 if block.signed else np.uint8)
-    return torch.from_numpy(raw.reshape(rows, per_row * block.values)), {
-        name: torch.from_numpy(values.reshape(rows, per_row, *values.shape[1:]))
-        for name, values in fields.items()
-    }
-
-
 def _block(name: str) -> _Block:
     block = _types().get(name)
     if block is None:
@@ -207,14 +174,6 @@ def _pack_planes(words: Array, out: Array, planes: tuple[_Plane, ...]) -> None:
             _packer(plane)(words[start : start + step], out[start : start + step])
 
 
-def _unpack_planes(blocks: Array, words: Array, planes: tuple[_Plane, ...]) -> None:
-    """The inverse of :func:`_pack_planes`; words must be zero."""
-    step = _SLAB // (8 * words.shape[1])
-    for start in range(0, len(words), step):
-        for plane in planes:
-            _unpacker(plane)(blocks[start : start + step], words[start : start + step])
-
-
 @functools.cache
 def _packer(plane: _Plane) -> Callable[[Array, Array], None]:
     """The loop for one plane. Its numbers are constants to the compiler: eight times as fast."""
@@ -245,37 +204,6 @@ def _packer(plane: _Plane) -> Callable[[Array, Array], None]:
     return _compiled(neighbours if plane.stride == 1 else runs)
 
 
-@functools.cache
-def _unpacker(plane: _Plane) -> Callable[[Array, Array], None]:
-    fields, run, offset = 8 // plane.bits, plane.stride // 8, plane.offset
-    low, bits = np.uint64(plane.low), np.uint64(plane.bits)
-    mask = np.uint64(((1 << plane.bits) - 1) * 0x0101010101010101)
-
-    def neighbours(blocks: Array, words: Array) -> None:
-        for b in range(words.shape[0]):
-            for w in range(words.shape[1]):
-                # Byte k keeps bit k; adding 127 carries any bit to the top of its byte.
-                copies = np.uint64(blocks[b, offset + w]) * mask
-                kept = copies & np.uint64(0x8040201008040201)
-                top = kept + np.uint64(0x7F7F7F7F7F7F7F7F)
-                words[b, w] |= ((top >> np.uint64(7)) & mask) << low
-
-    def runs(blocks: Array, words: Array) -> None:
-        for b in range(words.shape[0]):
-            at = offset
-            for first in range(0, words.shape[1], run * fields):
-                for w in range(first, first + run):
-                    packed = np.uint64(0)
-                    for k in range(8):
-                        packed |= np.uint64(blocks[b, at + k]) << np.uint64(8 * k)
-                    at += 8
-                    for k in range(fields):
-                        field = (packed >> (bits * np.uint64(k))) & mask
-                        words[b, w + k * run] |= field << low
-
-    return _compiled(neighbours if plane.stride == 1 else runs)
-
-
 # --- sub-scales -----------------------------------------------------------------------------------
 
 
@@ -289,26 +217,6 @@ def _pack_subs(how: str, offset: int, fields: Mapping[str, Array], out: Array) -
         _compiled(_fold_k3)(scales, out[:, offset : offset + 12])
     else:
         _compiled(_fold_k4)(scales, fields["sub_minimums"], out[:, offset : offset + 12])
-
-
-def _unpack_subs(how: str, offset: int, blocks: Array) -> dict[str, Array]:
-    if how == "bytes":
-        return {"sub_scales": blocks[:, offset : offset + 16].copy().view(np.int8)}
-    if how == "nibbles":
-        both = blocks[:, offset : offset + 16]
-        return {"sub_scales": both & 15, "sub_minimums": both >> 4}
-    scales = blocks[:, offset : offset + 4]
-    middle = blocks[:, offset + 4 : offset + 8]
-    last = blocks[:, offset + 8 : offset + 12]
-    if how == "k4":
-        high = [(last & 15) | ((scales >> 6) << 4), (last >> 4) | ((middle >> 6) << 4)]
-        return {
-            "sub_scales": np.concatenate([scales & 63, high[0]], axis=1),
-            "sub_minimums": np.concatenate([middle & 63, high[1]], axis=1),
-        }
-    low = [scales & 15, middle & 15, scales >> 4, middle >> 4]
-    six = [low[q] | (((last >> (2 * q)) & 3) << 4) for q in range(4)]
-    return {"sub_scales": np.concatenate(six, axis=1).astype(np.int8) - np.int8(32)}
 
 
 def _fold_k4(scales: Array, minimums: Array, out: Array) -> None:
