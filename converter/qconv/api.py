@@ -122,17 +122,23 @@ def convert(
         )
 
 
-def inspect(path: str | Path, *, values: bool = True) -> Inspection:
+def inspect(
+    path: str | Path,
+    *,
+    values: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Inspection:
     """Tell what a checkpoint or artifact holds.
 
     values: also read the weights: NaN, infinities, zero and constant rows, ranges
+    progress: called with a tensor's name, bytes read so far, and bytes to read in all
 
     Raises:
         qconv.errors.UnreadableInput: the file is missing, damaged or hostile.
     """
     from qconv.inspection import inspect as look
 
-    return look(path, values=values)
+    return look(path, values=values, progress=progress)
 
 
 def _choose(

@@ -108,7 +108,8 @@ def test_inspect_reads_values_unless_told_not_to(
 ) -> None:
     seen: list[tuple[Path, bool]] = []
 
-    def fake(path: Path, *, values: bool) -> SimpleNamespace:
+    def fake(path: Path, *, values: bool, progress: object) -> SimpleNamespace:
+        assert progress is None  # no terminal
         seen.append((path, values))
         return SimpleNamespace(warnings=("it is odd",), to_json=lambda: {"path": "x"})
 

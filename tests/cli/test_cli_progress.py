@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qconv.cli._progress import Progress, warned_of
+from qconv.cli._progress import Progress, reading, warned_of
 from qconv.plugin import (
     ArtifactFinished,
     ConversionFailed,
@@ -146,3 +146,21 @@ def test_warnings_come_before_the_work(capsys: pytest.CaptureFixture[str]) -> No
     warned_of(seen.append)(event)
     assert seen == [event]
     assert capsys.readouterr().err == "warning: mind the gap\n"
+
+
+def test_reading_shows_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with reading() as progress:
+        assert progress is None
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_shows_tensor_and_share_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    with reading() as progress:
+        assert progress is not None
+        progress("blk.[0]", 1, 4)
+    assert "25%" in stream.getvalue()
+    assert "blk.[0]" in stream.getvalue()
+    with reading(quiet=True) as progress:
+        assert progress is None

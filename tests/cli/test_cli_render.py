@@ -133,7 +133,7 @@ def test_inspection_tells_types_and_values(capsys: pytest.CaptureFixture[str]) -
     assert lines[0] == head
     assert lines[1] == "tokenizer BPE, 49152 tokens, bos <s>, no chat template"
     assert "BF16 3 768 1.5 kB" in lines
-    assert "model.layers.*.[bold]up[/bold].weight 3 4x64 BF16 1.5 kB -0.25 1.5 6" in lines
+    assert "model.layers.*.[bold]up[/bold].weight 3 4x64 BF16 1.5 kB -0.25 1.5 6 0" in lines
     assert lines[-1] == "no problems found"
 
 
@@ -149,7 +149,7 @@ def test_inspection_without_values_claims_nothing_of_them(
 def test_inspection_ends_with_the_problems(capsys: pytest.CaptureFixture[str]) -> None:
     render_inspection(inspection(values(None), ("tensor 'w': 3 NaN",)))
     lines = lines_of(capsys)
-    assert any(line.endswith("1.5 kB - 1.5 6") for line in lines)
+    assert any(line.endswith("1.5 kB - 1.5 6 0") for line in lines)
     assert lines[-1] == "problem: tensor 'w': 3 NaN"
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Columns of a table that goes to a file or pipe: nothing is folded or cut there.
-_UNBOUNDED = 10_000
+#: Columns enough for any line: nothing is folded or cut.
+UNBOUNDED = 10_000
 
 
 @contextlib.contextmanager
@@ -59,11 +59,12 @@ def printable(text: str) -> str:
     )
 
 
-def console(file: TextIO) -> Console:
+def console(file: TextIO, *, width: int | None = None) -> Console:
     """A console that prints text as it is: no markup, no emoji, no highlighting."""
     from rich.console import Console
 
-    width = None if file.isatty() else _UNBOUNDED
+    if not file.isatty():
+        width = UNBOUNDED
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -157,6 +158,31 @@ def _opening(event: ConversionStarted) -> str:
         f", {format_bytes(event.resumed_nbytes)} there already" if event.resumed_nbytes else ""
     )
     return printable(f"{event.source} to {', '.join(event.targets)}{resumed}")
+
+
+@contextlib.contextmanager
+def reading(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show how far the reading of a file is, on a terminal; None where there is none."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(bar_width=16),
+        TextColumn("{task.percentage:3.0f}%", markup=False),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[words]}", markup=False),
+    )
+    terminal = console(sys.stderr)
+    with Bar(*columns, console=terminal, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=None, words="")
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, words=printable(name))
+
+        yield show
 
 
 class _Nothing:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._output import console, printable, write_line
+from ._output import UNBOUNDED, console, printable, write_line
 from ._sizes import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -191,13 +191,14 @@ class _Seen:
                 _number(min(least, default=None)),
                 _number(max(most, default=None)),
                 str(sum(item.zero_rows for item in values)),
+                str(sum(item.constant_rows for item in values)),
             ]
         return cells
 
 
 def _tensor_table(tensors: Sequence[TensorRow], *, every_tensor: bool) -> Table:
     read = any(row.values is not None for row in tensors)
-    extra = (">least", ">most", ">zero rows") if read else ()
+    extra = (">least", ">most", ">zero rows", ">constant rows") if read else ()
     table = _table("tensor", ">n", "shape", "type", ">size", *extra)
     alike: dict[tuple[str, str, str], _Seen] = {}
     for row in tensors:
@@ -265,8 +266,11 @@ def _table(*headings: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    """Print a table without the spaces that fill its last column."""
-    terminal = console(sys.stdout)
+    """Print a table, its rows on one line each: a terminal wraps them better than cells would.
+
+    Without the spaces that fill its last column.
+    """
+    terminal = console(sys.stdout, width=UNBOUNDED)
     with terminal.capture() as captured:
         terminal.print(table)
     for line in captured.get().splitlines():

@@ -20,14 +20,17 @@ def inspect(
         bool, typer.Option("--no-values", help="Read no weights, only what describes them.")
     ] = False,
     tensors: given.Tensors = False,
+    quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
 ) -> None:
     """Show a checkpoint or artifact: its tensors, their types, and what is wrong with them."""
     import qconv
 
-    with results_only():
-        inspection = qconv.inspect(path, values=not no_values)
+    from ._progress import reading
+
+    with results_only(), reading(quiet=quiet) as progress:
+        inspection = qconv.inspect(path, values=not no_values, progress=progress)
     warn(inspection.warnings)
     if as_json:
         return write_json(inspection.to_json())
