@@ -26,7 +26,7 @@ class BlockGrid(BlockedGrid):
     (rows, blocks) float16.
 
     search: ``ggml`` gives llama.cpp's own codes and parameters, byte for byte; ``default`` errs
-        less
+        less, or as much for Q4_1 and Q5_1 without importance, which take the range as it is
     """
 
     type: Literal["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]

@@ -262,8 +262,10 @@ def _suggestion(columns: int, size: int) -> str:
 
 def _relative_importance(weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
     """Importance divided by its largest value, so that no weighted sum overflows: (in,) float32."""
+    from qconv.grids._uniform_fit import over
+
     if importance is None:
         return weight.new_ones(weight.shape[1])
     largest = check_importance(importance, weight.shape[1])
     importance = importance.detach()
-    return importance / largest if largest else importance
+    return over(importance, largest) if largest else importance

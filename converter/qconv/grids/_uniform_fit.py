@@ -113,6 +113,11 @@ def largest_scale(low: float, high: float, rule: Rule) -> float:
     return max(high, 0.0) / rule.highest - min(low, 0.0) / rule.highest
 
 
+def over(values: torch.Tensor, divisor: float) -> torch.Tensor:
+    """A true division: on CUDA, torch multiplies with the inverse of a Python number."""
+    return values / values.new_tensor(divisor)
+
+
 class _Groups:
     """Sums over groups that belong to one row each; values per group are (groups, rows)."""
 
@@ -192,11 +197,11 @@ def _plain(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
     if not rule.symmetric:
         plain = _spanning(low.clamp(max=0), high.clamp(min=0), rule)
     elif rule.narrow:
-        scale = torch.maximum(high, -low) / rule.highest
+        scale = over(torch.maximum(high, -low), rule.highest)
         plain = Candidate(scale=_stored(scale, rule), zero=torch.zeros_like(scale))
     else:
         # The largest magnitude lands on the lowest code, which has no positive counterpart.
-        scale = torch.where(high > -low, high, low) / rule.lowest
+        scale = over(torch.where(high > -low, high, low), rule.lowest)
         plain = Candidate(scale=_stored(scale, rule), zero=torch.zeros_like(scale))
     empty = (low == 0) & (high == 0)
     return Candidate(scale=torch.where(empty, 1.0, plain.scale), zero=plain.zero)
@@ -204,7 +209,7 @@ def _plain(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
 
 def _spanning(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
     """Positive scale and zero-point that span ``low <= 0 <= high``."""
-    scale = _stored(high / rule.highest - low / rule.highest, rule)
+    scale = _stored(over(high, rule.highest) - over(low, rule.highest), rule)
     return Candidate(scale=scale, zero=(-low / scale).round().clamp(rule.lowest, rule.highest))
 
 

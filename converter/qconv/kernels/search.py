@@ -1,6 +1,7 @@
 """The default search for GGUF grids: codes and parameters that lose least squared error.
 
 Minimises ``sum(importance * (decoded - weight)^2)`` with everything that the format rounds rounded.
+Without importance all weights count alike, but in Q3_K the larger ones more.
 CPU tensors go through compiled loops on numpy views of them; others through the torch reference,
 which does the same arithmetic in the same order.
 """
@@ -57,11 +58,12 @@ def _normal(importance: torch.Tensor | None, weight: torch.Tensor) -> torch.Tens
     """Relative to the largest and bounded below, on the weight's device; None if all are zero."""
     if importance is None or not importance.numel():
         return None
+    # Moved first: on CUDA, torch multiplies with the inverse of a divisor that is on the CPU.
+    importance = importance.detach().to(weight.device, torch.float32)
     largest = importance.max()
     if not largest > 0:
         return None
-    relative = importance.detach().to(weight.device, torch.float32) / largest
-    return relative.clamp_min(LEAST_IMPORTANCE)
+    return (importance / largest).clamp_min(LEAST_IMPORTANCE)
 
 
 def _tiles(importance: torch.Tensor | None, length: int, owners: int, block: int) -> Array | None:
