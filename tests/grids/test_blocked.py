@@ -286,3 +286,12 @@ def test_unknown_options_are_refused(family, title, name):
 def test_a_type_of_the_other_family_is_refused(family, title, name):
     with pytest.raises(UsageError, match=f"^{title}: type is '{name}'; choose"):
         grid_from_spec({"family": family, "type": name})
+
+
+@pytest.mark.parametrize("value", [1e9, 1e14, 1e16, 1e19, 1e25, 3e38])
+@every_grid
+def test_a_huge_value_is_refused_and_never_stored_as_zero(grid, value):
+    weight = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    weight[2, 3] = value
+    with pytest.raises(UnsupportedGrid, match="values up to"):
+        grid.quantize(weight)

@@ -19,6 +19,7 @@ from qconv.grids._checks import (
     check_matrix,
     check_weight,
     from_options,
+    refuse_huge,
 )
 from qconv.grids._grid import ColumnGrid, Parameters
 
@@ -206,7 +207,7 @@ class BlockedGrid(ABC):
         return self._types[self.type]
 
     def _check_weight(self, weight: torch.Tensor) -> None:
-        check_weight(weight)
+        refuse_huge(weight, check_weight(weight))
         self.check_shape((weight.shape[0], weight.shape[1]))
 
     def _check_halves(self, weight: torch.Tensor, parameters: Parameters) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qconv.errors import UnsupportedGrid, UsageError
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 _Made = TypeVar("_Made")
+
+#: Beyond what any block reaches (65504 times 128 times 32 in Q6_K is 2.7e8), and small enough that
+#: the squares a search adds up stay finite, so that it is told by its place when its scale is not.
+_LARGEST = 1e15
 
 
 def from_options(grid: type[_Made], title: str, options: str, spec: Mapping[str, Any]) -> _Made:
@@ -45,8 +49,12 @@ def check_matrix(shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def check_weight(weight: torch.Tensor) -> None:
-    """Raise UnsupportedGrid unless ``weight`` is 2-D float32 and finite: one pass, no copy."""
+def check_weight(weight: torch.Tensor) -> float:
+    """The sum of the weight's squares, infinite where it overflows; one pass, no copy.
+
+    Raises:
+        UnsupportedGrid: it is not 2-D float32, or a value is not finite.
+    """
     import torch
 
     if weight.dtype != torch.float32 or weight.ndim != 2:
@@ -54,9 +62,11 @@ def check_weight(weight: torch.Tensor) -> None:
             f"weight is {weight.ndim}-D {weight.dtype}; grids work on 2-D float32: "
             "reshape it and call .float() first"
         )
-    # A sum is the fastest pass, and not finite if a value is not; large values may overflow it too.
-    if not math.isfinite(weight.detach().sum()) and not bool(torch.isfinite(weight).all()):
+    flat = weight.detach().reshape(-1)
+    squares = float(torch.dot(flat, flat))
+    if not math.isfinite(squares):
         _refuse_non_finite(weight)
+    return squares
 
 
 def check_importance(importance: torch.Tensor, columns: int) -> float:
@@ -81,13 +91,32 @@ def check_importance(importance: torch.Tensor, columns: int) -> float:
     return float(high)
 
 
-def _refuse_non_finite(weight: torch.Tensor) -> NoReturn:
+def _refuse_non_finite(weight: torch.Tensor) -> None:
     import torch
 
     bad = (~torch.isfinite(weight)).nonzero()
+    if not len(bad):
+        return
     row, column = bad[0].tolist()
     raise UnsupportedGrid(
         f"weight has {len(bad)} values that are not finite, the first in row {row}, "
         f"column {column}: {float(weight[row, column])}; no grid holds them: "
         "repair the checkpoint or skip the tensor"
     )
+
+
+def refuse_huge(weight: torch.Tensor, squares: float) -> None:
+    """Raise UnsupportedGrid for values no float16 scale reaches, before a search squares them.
+
+    A search that weighs squared errors would settle on zero where they overflow, silently.
+
+    squares: their sum, as :func:`check_weight` gives it
+    """
+    if squares <= _LARGEST * _LARGEST:
+        return
+    largest = float(weight.abs().max())
+    if largest > _LARGEST:
+        raise UnsupportedGrid(
+            f"weight has values up to {largest:.4g}; blocks with float16 scales hold no more than "
+            f"{_LARGEST:.0g}: repair the checkpoint or keep the tensor in bfloat16"
+        )
