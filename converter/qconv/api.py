@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qconv.conversion import Conversion
     from qconv.inspection import Inspection
     from qconv.planning import Plan
-    from qconv.plugin import Event, MethodSpec
+    from qconv.plugin import BackendSpec, Event, MethodSpec
 
 Search = Literal["default", "ggml"]
 
@@ -183,6 +183,7 @@ def _make_plan(
 
     if threads is not None and threads < 1:
         raise UsageError(f"threads {threads}: at least one is needed; leave --threads out for all")
+    specs: list[MethodSpec | BackendSpec] = [method, *(target.backend for target, _ in targets)]
     return build_plan(
         source=model,
         out=out,
@@ -197,6 +198,7 @@ def _make_plan(
         threads=threads or default_threads(),
         max_ram=max_ram,
         warnings=checkpoint.warnings,
+        plugins=list(dict.fromkeys(host.owner(spec).label for spec in specs)),
     )
 
 

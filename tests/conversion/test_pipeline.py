@@ -51,7 +51,9 @@ def random_checkpoint() -> MemoryCheckpoint:
     )
 
 
-def plan_for(checkpoint, out: Path, *backends: ToyBackend, slab=None, threads=2) -> Plan:
+def plan_for(
+    checkpoint, out: Path, *backends: ToyBackend, slab=None, threads=2, plugins=("toy 1",)
+) -> Plan:
     plan = build_plan(
         source=Path("toy"),
         out=out,
@@ -65,6 +67,7 @@ def plan_for(checkpoint, out: Path, *backends: ToyBackend, slab=None, threads=2)
         threads=threads,
         max_ram=None,
         warnings=(),
+        plugins=plugins,
     )
     return replace(plan, needs=replace(plan.needs, slab_weights=slab or plan.needs.slab_weights))
 
@@ -211,7 +214,7 @@ def test_a_torn_journal_line_is_passed_over(tmp_path):
     assert (tmp_path / "toy.bin").read_bytes() == expected(checkpoint)
 
 
-@pytest.mark.parametrize("change", ["source", "slab", "no resume"])
+@pytest.mark.parametrize("change", ["source", "slab", "plugins", "no resume"])
 def test_what_does_not_fit_is_not_resumed(tmp_path, change):
     checkpoint, events = random_checkpoint(), []
     interrupted(checkpoint, tmp_path, ToyBackend(), 7)
@@ -222,6 +225,7 @@ def test_what_does_not_fit_is_not_resumed(tmp_path, change):
         tmp_path,
         ToyBackend(),
         slab=48 if change == "slab" else 64,
+        plugins=("toy 2",) if change == "plugins" else ("toy 1",),
         resume=change != "no resume",
         events=events,
     )

@@ -143,10 +143,11 @@ class Host:
                 instance = spec.load()()
                 _check_instance(f"{kind} '{spec.name}'", instance, protocol)
         except PluginFault as fault:
-            raise BrokenPlugin(f"{self._owner(spec).label}: {fault}") from fault
+            raise BrokenPlugin(f"{self.owner(spec).label}: {fault}") from fault
         return instance
 
-    def _owner(self, spec: Spec) -> PluginRecord:
+    def owner(self, spec: Spec) -> PluginRecord:
+        """The plugin that brought ``spec``."""
         return next(
             record for record in self._records if any(item is spec for item in record.specs)
         )

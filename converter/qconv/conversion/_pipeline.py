@@ -237,7 +237,8 @@ def _fingerprint(source: str, plan: Plan, target: TargetPlan, whole: Sequence[st
     The bytes depend on all of it but how tensors are cut into slabs, which the journal records.
     """
     sha256 = hashlib.sha256()
-    facts = [__version__, source, plan.method, plan.needs.slab_weights, whole, target.to_json()]
+    made_by = [__version__, plan.plugins, plan.method, plan.needs.slab_weights]
+    facts = [made_by, source, whole, target.to_json()]
     sha256.update(json.dumps(facts, sort_keys=True).encode())
     for file in target.layout.files:
         sha256.update(file.header)

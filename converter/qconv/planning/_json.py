@@ -74,5 +74,6 @@ class PlanJson(TypedDict):
     method: str
     out: str
     needs: NeedsJson
+    plugins: list[str]
     warnings: list[str]
     targets: list[TargetJson]

@@ -125,6 +125,7 @@ class Plan:
     streams: the method treats every row on its own, so tensors flow in slabs of rows
     warnings: what the user should know, from the source and from the plan
     threads: workers the plan's memory estimate counts on
+    plugins: who brings the method and the backends, with versions
     """
 
     source: Path
@@ -136,6 +137,7 @@ class Plan:
     needs: Needs
     warnings: tuple[str, ...]
     threads: int
+    plugins: tuple[str, ...]
 
     def to_json(self) -> PlanJson:
         """The plan as JSON-able data (``schemas/plan.schema.json``)."""
@@ -156,6 +158,7 @@ class Plan:
                 "ram_nbytes": self.needs.ram_nbytes,
                 "threads": self.threads,
             },
+            "plugins": list(self.plugins),
             "warnings": list(self.warnings),
             "targets": [target.to_json() for target in self.targets],
         }
@@ -178,11 +181,13 @@ def build_plan(
     threads: int,
     max_ram: int | None,
     warnings: Sequence[str],
+    plugins: Sequence[str] = (),
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
 
     targets: label, backend, format and options of each target
     streams: the method treats every row on its own
+    plugins: who brings the method and the backends, with versions
 
     Raises:
         UnreadableInput: the source holds no tensors.
@@ -223,6 +228,7 @@ def build_plan(
         needs=needs,
         warnings=(*warnings, *_plan_warnings(planned)),
         threads=threads,
+        plugins=tuple(plugins),
     )
 
 
