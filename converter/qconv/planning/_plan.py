@@ -196,28 +196,13 @@ def build_plan(
         BrokenPlugin: a backend's answer breaks its contract.
         NotEnoughResources: ``max_ram`` is too small.
     """
-    if not model.tensors:
-        raise UnreadableInput(
-            f"{str(source)!r} holds no tensors: an empty model cannot be converted; "
-            "check that the download is complete"
-        )
+    _refuse_empty(source, model)
     _refuse_quantized(source, model)
-    planned = tuple(
-        _plan_target(label, backend, PlanRequest(model=model, format=form, options=options),
-                     allow_unused=allow_unused)
-        for label, backend, form, options in targets
-    )  # fmt: skip
-    needs = estimate_needs(
-        [
-            (plan, streams and rows_stand_alone(target.layout, plan))
-            for target in planned
-            for plan in target.tensors.tensors
-        ],
-        sum(target.nbytes for target in planned),
-        sum(len(file.header) for target in planned for file in target.layout.files),
-        threads,
-        max_ram,
-    )
+    requests = [
+        (label, backend, PlanRequest(model=model, format=name, options=options))
+        for label, backend, name, options in targets
+    ]
+    planned = tuple(_plan_target(*request, allow_unused=allow_unused) for request in requests)
     return Plan(
         source=source,
         out=out,
@@ -225,11 +210,32 @@ def build_plan(
         method=method,
         streams=streams,
         targets=planned,
-        needs=needs,
+        needs=_add_up_needs(planned, threads, max_ram, streams=streams),
         warnings=(*warnings, *_plan_warnings(planned)),
         threads=threads,
         plugins=tuple(plugins),
     )
+
+
+def _add_up_needs(
+    targets: Sequence[TargetPlan], threads: int, max_ram: int | None, *, streams: bool
+) -> Needs:
+    tensors = [
+        (plan, streams and rows_stand_alone(target.layout, plan))
+        for target in targets
+        for plan in target.tensors.tensors
+    ]
+    disk = sum(target.nbytes for target in targets)
+    headers = sum(len(file.header) for target in targets for file in target.layout.files)
+    return estimate_needs(tensors, disk, headers, threads, max_ram)
+
+
+def _refuse_empty(source: Path, model: ModelInfo) -> None:
+    if not model.tensors:
+        raise UnreadableInput(
+            f"{str(source)!r} holds no tensors: an empty model cannot be converted; "
+            "check that the download is complete"
+        )
 
 
 def _refuse_quantized(source: Path, model: ModelInfo) -> None:
