@@ -58,6 +58,11 @@ def _clamped_level(value, highest):
     return np.float32(np.float32(value + _MAGIC) - _MAGIC)
 
 
+#: Rows of an affine search's table, one value per lane: the range, the sums, the best so far.
+_LO, _HI, _SW, _SX, _BEST, _INV, _SL, _SLL, _SXL, _S, _M = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+_ERR, _SCALE, _INV0, _LO0, _FLAT, _REFIT = 11, 12, 13, 14, 15, 16
+
+
 @inner
 def affine_search(
     x, w, first, n, highest, begin, step, steps, absolute, clamped, scale, minimum, codes
@@ -72,98 +77,109 @@ def affine_search(
     scale, minimum: (LANES,) float32, written; minimum is negated, so it is not negative
     codes: tile of uint8, written
     """
-    LO, HI, SW, SX, BEST, INV, SL, SLL, SXL, S, M, ERR, SCALE, INV0, LO0, FLAT, REFIT = (
-        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
-    )  # fmt: skip
     t = np.empty((17, LANES), np.float32)
     level_of = np.empty((32, LANES), np.float32)
     none = np.int32(0)
     top = np.float32(highest)
 
+    _affine_range(x, w, first, n, highest, absolute, t)
+    for s in range(steps + 1):
+        divisor = np.float32(np.float32(begin + np.float32(step * np.float32(s))) + top)
+        _affine_candidate(x, w, first, n, highest, divisor, absolute, clamped, t, level_of)
+    for i in range(n):
+        for k in range(LANES):
+            v = t[_INV0, k] * (x[first + i, k] - t[_LO0, k])
+            plain = level(v, none, highest)
+            refit = clamped & (t[_REFIT, k] != ZERO)
+            codes[first + i, k] = np.int32(_clamped_level(v, top)) if refit else plain
+    for k in range(LANES):
+        scale[k] = t[_SCALE, k]
+        minimum[k] = -t[_LO, k]
+
+
+@inner
+def _affine_range(x, w, first, n, highest, absolute, t):
+    """The range of each lane, its sums, and the error of rounding straight onto it."""
+    none = np.int32(0)
+    top = np.float32(highest)
     for k in range(LANES):
         v = x[first, k]
-        t[LO, k] = v
-        t[HI, k] = v
-        t[SW, k] = w[first, k]
-        t[SX, k] = w[first, k] * v
+        t[_LO, k] = v
+        t[_HI, k] = v
+        t[_SW, k] = w[first, k]
+        t[_SX, k] = w[first, k] * v
     for i in range(1, n):
         for k in range(LANES):
             v = x[first + i, k]
             g = w[first + i, k]
-            t[LO, k] = v if v < t[LO, k] else t[LO, k]
-            t[HI, k] = v if v > t[HI, k] else t[HI, k]
-            t[SW, k] += g
-            t[SX, k] += g * v
+            t[_LO, k] = v if v < t[_LO, k] else t[_LO, k]
+            t[_HI, k] = v if v > t[_HI, k] else t[_HI, k]
+            t[_SW, k] += g
+            t[_SX, k] += g * v
     for k in range(LANES):
-        lo = t[LO, k]
+        lo = t[_LO, k]
         lo = ZERO if lo > ZERO else lo
-        flat = t[HI, k] == lo
-        inverse = top / (t[HI, k] - lo)
-        t[LO, k] = lo
-        t[LO0, k] = lo
+        flat = t[_HI, k] == lo
+        inverse = top / (t[_HI, k] - lo)
+        t[_LO, k] = lo
+        t[_LO0, k] = lo
         # A flat lane keeps scale 0 and error 0, which no candidate beats.
-        t[FLAT, k] = ONE if flat else ZERO
-        t[INV, k] = ZERO if flat else inverse
-        t[INV0, k] = t[INV, k]
-        t[SCALE, k] = ZERO if flat else ONE / inverse
-        t[BEST, k] = ZERO
-        t[REFIT, k] = ZERO
+        t[_FLAT, k] = ONE if flat else ZERO
+        t[_INV, k] = ZERO if flat else inverse
+        t[_INV0, k] = t[_INV, k]
+        t[_SCALE, k] = ZERO if flat else ONE / inverse
+        t[_BEST, k] = ZERO
+        t[_REFIT, k] = ZERO
     for i in range(n):
         for k in range(LANES):
             v = x[first + i, k]
-            c = np.float32(level(t[INV, k] * (v - t[LO, k]), none, highest))
-            d = t[SCALE, k] * c + t[LO, k] - v
-            t[BEST, k] += w[first + i, k] * (abs(d) if absolute else d * d)
+            c = np.float32(level(t[_INV, k] * (v - t[_LO, k]), none, highest))
+            d = t[_SCALE, k] * c + t[_LO, k] - v
+            t[_BEST, k] += w[first + i, k] * (abs(d) if absolute else d * d)
 
-    for s in range(steps + 1):
-        divisor = np.float32(np.float32(begin + np.float32(step * np.float32(s))) + top)
-        for k in range(LANES):
-            t[INV, k] = divisor / (t[HI, k] - t[LO, k])
-            t[SL, k] = ZERO
-            t[SLL, k] = ZERO
-            t[SXL, k] = ZERO
-            t[ERR, k] = ZERO
-        for i in range(n):
-            for k in range(LANES):
-                v = x[first + i, k]
-                c = t[INV, k] * (v - t[LO, k])
-                c = _clamped_level(c, top) if clamped else np.float32(level(c, none, highest))
-                level_of[i, k] = c
-                wc = w[first + i, k] * c
-                t[SL, k] += wc
-                t[SLL, k] += wc * c
-                t[SXL, k] += wc * v
-        for k in range(LANES):
-            det = t[SW, k] * t[SLL, k] - t[SL, k] * t[SL, k]
-            fit = (t[SW, k] * t[SXL, k] - t[SX, k] * t[SL, k]) / det
-            low = (t[SLL, k] * t[SX, k] - t[SL, k] * t[SXL, k]) / det
-            above = low > ZERO
-            t[S, k] = t[SXL, k] / t[SLL, k] if above else fit
-            t[M, k] = ZERO if above else low
-            # A singular fit cannot win: its error is worse than any.
-            t[ERR, k] = ZERO if det > ZERO else np.float32(np.inf)
-        for i in range(n):
-            for k in range(LANES):
-                d = t[S, k] * level_of[i, k] + t[M, k] - x[first + i, k]
-                t[ERR, k] += w[first + i, k] * (abs(d) if absolute else d * d)
-        for k in range(LANES):
-            better = (t[ERR, k] < t[BEST, k]) & (t[FLAT, k] == ZERO)
-            t[BEST, k] = t[ERR, k] if better else t[BEST, k]
-            t[SCALE, k] = t[S, k] if better else t[SCALE, k]
-            t[INV0, k] = t[INV, k] if better else t[INV0, k]
-            t[LO0, k] = t[LO, k] if better else t[LO0, k]
-            t[LO, k] = t[M, k] if better else t[LO, k]
-            t[REFIT, k] = ONE if better else t[REFIT, k]
 
+@inner
+def _affine_candidate(x, w, first, n, highest, divisor, absolute, clamped, t, level_of):
+    """Round on a range cut into ``divisor`` steps, refit by least squares, keep what is better."""
+    none = np.int32(0)
+    top = np.float32(highest)
+    for k in range(LANES):
+        t[_INV, k] = divisor / (t[_HI, k] - t[_LO, k])
+        t[_SL, k] = ZERO
+        t[_SLL, k] = ZERO
+        t[_SXL, k] = ZERO
+        t[_ERR, k] = ZERO
     for i in range(n):
         for k in range(LANES):
-            v = t[INV0, k] * (x[first + i, k] - t[LO0, k])
-            plain = level(v, none, highest)
-            refit = clamped & (t[REFIT, k] != ZERO)
-            codes[first + i, k] = np.int32(_clamped_level(v, top)) if refit else plain
+            v = x[first + i, k]
+            c = t[_INV, k] * (v - t[_LO, k])
+            c = _clamped_level(c, top) if clamped else np.float32(level(c, none, highest))
+            level_of[i, k] = c
+            wc = w[first + i, k] * c
+            t[_SL, k] += wc
+            t[_SLL, k] += wc * c
+            t[_SXL, k] += wc * v
     for k in range(LANES):
-        scale[k] = t[SCALE, k]
-        minimum[k] = -t[LO, k]
+        det = t[_SW, k] * t[_SLL, k] - t[_SL, k] * t[_SL, k]
+        fit = (t[_SW, k] * t[_SXL, k] - t[_SX, k] * t[_SL, k]) / det
+        low = (t[_SLL, k] * t[_SX, k] - t[_SL, k] * t[_SXL, k]) / det
+        above = low > ZERO
+        t[_S, k] = t[_SXL, k] / t[_SLL, k] if above else fit
+        t[_M, k] = ZERO if above else low
+        # A singular fit cannot win: its error is worse than any.
+        t[_ERR, k] = ZERO if det > ZERO else np.float32(np.inf)
+    for i in range(n):
+        for k in range(LANES):
+            d = t[_S, k] * level_of[i, k] + t[_M, k] - x[first + i, k]
+            t[_ERR, k] += w[first + i, k] * (abs(d) if absolute else d * d)
+    for k in range(LANES):
+        better = (t[_ERR, k] < t[_BEST, k]) & (t[_FLAT, k] == ZERO)
+        t[_BEST, k] = t[_ERR, k] if better else t[_BEST, k]
+        t[_SCALE, k] = t[_S, k] if better else t[_SCALE, k]
+        t[_INV0, k] = t[_INV, k] if better else t[_INV0, k]
+        t[_LO0, k] = t[_LO, k] if better else t[_LO0, k]
+        t[_LO, k] = t[_M, k] if better else t[_LO, k]
+        t[_REFIT, k] = ONE if better else t[_REFIT, k]
 
 
 @inner
