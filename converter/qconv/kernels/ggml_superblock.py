@@ -190,6 +190,17 @@ def _round_symmetric(x, half, d, scales, found):
                 found[c, k] = level(x[c, k] / dl, lowest, highest) + half
 
 
+@inner
+def _store_scales(start, count, scale, codes, super_scale, sub_scales):
+    """Store super- and sub-scales, and leave in ``scale`` what float16 makes of it."""
+    for k in range(count):
+        super_scale[start + k] = half_bits(scale[k])
+        for j in range(codes.shape[0]):
+            sub_scales[start + k, j] = codes[j, k]
+    for k in range(LANES):
+        scale[k] = half_value(scale[k])
+
+
 @kernel
 def affine(blocks, importance, bits, super_scale, super_minimum, sub_scales, sub_minimums, codes):
     """Q2_K, Q4_K and Q5_K: ``bits`` says which.
@@ -243,15 +254,8 @@ def affine(blocks, importance, bits, super_scale, super_minimum, sub_scales, sub
                 _clamp(mc, sub_highest)
             _as_stored_6_bit(sc)
             _as_stored_6_bit(mc)
-        for k in range(count):
-            super_scale[start + k] = half_bits(d[k])
-            super_minimum[start + k] = half_bits(m[k])
-            for j in range(subs):
-                sub_scales[start + k, j] = sc[j, k]
-                sub_minimums[start + k, j] = mc[j, k]
-        for k in range(LANES):
-            d[k] = half_value(d[k])
-            m[k] = half_value(m[k])
+        _store_scales(start, count, d, sc, super_scale, sub_scales)
+        _store_scales(start, count, m, mc, super_minimum, sub_minimums)
         _round_affine(x, n, highest, d, m, sc, mc, found)
         _store(codes, start, count, found)
 
