@@ -16,6 +16,7 @@ MODULES = (
     "qconv.inspection",
     "qconv.planning",
     "qconv.plugin",
+    "qconv.statistics",
     "qconv.tensors",
     "qconv.testing",
 )

@@ -29,7 +29,8 @@ import pluggy
 if TYPE_CHECKING:
     import torch
 
-    from qconv.grids import Grid
+    from qconv.grids import ActivationGrid, Grid
+    from qconv.statistics import Statistics
     from qconv.tensors import QuantTensor
 
 __all__ = [
@@ -39,13 +40,17 @@ __all__ = [
     "ArtifactReader",
     "Backend",
     "BackendSpec",
+    "Block",
+    "BlockRounder",
     "CheckSpec",
+    "Consumer",
     "ConversionFailed",
     "ConversionFinished",
     "ConversionStarted",
     "Dropped",
     "Event",
     "FilePlan",
+    "Fold",
     "FormatSpec",
     "Layout",
     "MethodSpec",
@@ -59,6 +64,7 @@ __all__ = [
     "TensorInfo",
     "TensorPlan",
     "TensorPlans",
+    "Transform",
     "hookimpl",
     "hookspec",
 ]
@@ -158,6 +164,7 @@ class TensorPlan:
     dtype: torch dtype name for float storage (``float32``); ``raw`` copies the source's bytes
     reason: why this action and type, for people
     fallback_from: the type the format would have used, had the shape allowed it
+    activation: how the runtime quantizes this weight's input; None when it does not
     row_order: None keeps the rows as they come
     values: row-major values of a generated tensor
     """
@@ -171,6 +178,7 @@ class TensorPlan:
     dtype: str | None = None
     reason: str
     fallback_from: str | None = None
+    activation: ActivationGrid | None = None
     row_order: RowOrder | None = None
     values: tuple[float, ...] | None = None
 
@@ -276,17 +284,118 @@ class Backend(Protocol):
         ...
 
 
+# --- what a method is -----------------------------------------------------------------------------
+
+
 class Rounder(Protocol):
-    """The step that ends a method chain: it chooses the codes. Called from several threads."""
+    """A step that ends a method chain: it chooses the codes. Called from several threads."""
 
     def quantize(
-        self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None
+        self, weight: torch.Tensor, grid: Grid, statistics: Statistics | None = None
     ) -> QuantTensor:
         """Quantize ``weight`` onto ``grid``.
 
         weight: (out, in) float32, any device; not modified
-        importance: (in,) float32, the diagonal of the input's Gram matrix
+        statistics: of the weight's input; None where nothing is known of it, which must do
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Consumer:
+    """A linear weight that a fold multiplies column by column.
+
+    name: the source tensor's
+    weight: (out, in) float32, as earlier folds left it
+    grid: where it will land; None when it stays float
+    activation: how its input is quantized at run time; None when it is not
+    statistics: of its input, as earlier folds left it; None where no token came through
+    """
+
+    name: str
+    weight: torch.Tensor
+    grid: Grid | None
+    activation: ActivationGrid | None
+    statistics: Statistics | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fold:
+    """A place where a rescaling leaves the block's function as it is, found by probing.
+
+    Channel ``c`` of the producer is divided by ``s[c]``; a consumer's column ``j`` is multiplied
+    by ``s[channel_of[j]]``.
+
+    block: the block's name, for messages
+    producer: source tensor: a norm's weight, or a linear weight whose rows are the channels
+    kind: what the producer is
+    producer_weight: (channels,) for a norm, (channels, in) for a linear; float32
+    producer_grid: where a linear producer's rows will land
+    channel_of: (in,) int64
+    """
+
+    block: str
+    producer: str
+    kind: Literal["norm", "linear"]
+    producer_weight: torch.Tensor
+    producer_grid: Grid | None
+    channels: int
+    channel_of: torch.Tensor
+    consumers: tuple[Consumer, ...]
+
+
+class Transform(Protocol):
+    """A step before the rounder: it rescales channels so that rounding loses less.
+
+    It only chooses the scales; the host folds them in, and checks that the block still does what
+    it did. Called from several threads.
+    """
+
+    def scales(self, fold: Fold) -> torch.Tensor | None:
+        """The scale of every channel: (channels,) float32, positive and finite; None: leave it."""
+        ...
+
+
+class Block(Protocol):
+    """A block of the model as a function of its linear weights, with real inputs to run it on.
+
+    Differentiable in the weights. ``name`` is for messages.
+    """
+
+    @property
+    def name(self) -> str:
+        """The block's name, e.g. ``model.layers.3``."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The linear weights to be quantized, (out, in) float32, by source name."""
+        ...
+
+    @property
+    def windows(self) -> int:
+        """How many calibration windows there are to run on."""
+        ...
+
+    def target(self, window: int) -> torch.Tensor:
+        """The float block's output on a window: (tokens, hidden) float32."""
+        ...
+
+    def run(self, window: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output with ``weights`` in place of the block's own: (tokens, hidden) float32."""
+        ...
+
+
+class BlockRounder(Protocol):
+    """A step that ends a method chain and rounds all linear weights of a block together."""
+
+    def quantize_block(
+        self,
+        block: Block,
+        grids: Mapping[str, Grid],
+        statistics: Mapping[str, Statistics],
+    ) -> Mapping[str, QuantTensor]:
+        """Quantize every weight of ``block`` that ``grids`` names onto its grid."""
         ...
 
 
@@ -295,7 +404,10 @@ class Rounder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionSpec:
-    """An option of a target, written ``backend:format,name=value``; no choices: any value."""
+    """An option of a target or method step, written after it as ``,name=value``.
+
+    choices: the values allowed; empty for any
+    """
 
     name: str
     summary: str
@@ -324,15 +436,23 @@ class BackendSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSpec:
-    """A method a plugin offers; ``load`` imports and returns its class, called with nothing.
+    """A method a plugin offers, one step of a chain.
 
+    kind: a ``transform`` rescales (:class:`Transform`); a ``rounder`` chooses codes tensor by
+        tensor (:class:`Rounder`), a ``block_rounder`` block by block (:class:`BlockRounder`)
     streams: the rounder treats every row on its own, so the host may feed it slabs of rows
+    calibration: ``unused``; ``optional``: better with statistics; ``needed``: nothing without
+    load: imports and returns the class, which is called with the options given, as keywords that
+        hold strings; it raises UsageError for a value that does not do
     """
 
     name: str
     summary: str
+    kind: Literal["transform", "rounder", "block_rounder"] = "rounder"
     streams: bool = False
-    load: Callable[[], Callable[[], Rounder]]
+    calibration: Literal["unused", "optional", "needed"] = "unused"
+    options: tuple[OptionSpec, ...] = ()
+    load: Callable[[], Callable[..., Rounder | Transform | BlockRounder]]
     api_version: int
 
 

@@ -16,6 +16,7 @@ def qconv_methods() -> Iterator[MethodSpec]:
         name="rtn",
         summary="round to nearest, with scales searched for least weighted error",
         streams=True,
+        calibration="optional",
         load=_load,
         api_version=1,
     )

@@ -10,18 +10,20 @@ if TYPE_CHECKING:
     import torch
 
     from qconv.grids import Grid
+    from qconv.statistics import Statistics
 
 
 class Rtn:
     """Round to nearest on the grid's own fit. Rows are treated each on its own."""
 
     def quantize(
-        self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None
+        self, weight: torch.Tensor, grid: Grid, statistics: Statistics | None = None
     ) -> QuantTensor:
         """Fit the grid's parameters to ``weight`` and take the nearest codes.
 
         weight: (out, in) float32, any device; not modified
-        importance: (in,) float32, steers the fit
+        statistics: of the weight's input; their importance steers the fit
         """
+        importance = None if statistics is None else statistics.importance.to(weight.device)
         codes, parameters = grid.quantize(weight, importance)
         return QuantTensor(grid=grid, codes=codes, parameters=parameters)

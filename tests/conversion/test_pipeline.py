@@ -36,7 +36,7 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 class NoRounder:
-    def quantize(self, weight, grid, importance=None):
+    def quantize(self, weight, grid, statistics=None):
         raise AssertionError("nothing here is quantized")
 
 

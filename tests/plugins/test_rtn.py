@@ -10,6 +10,7 @@ import torch
 import qconv_rtn
 from qconv.grids import UniformGrid
 from qconv.plugin import API_VERSION, MethodSpec
+from qconv.statistics import StatisticsSum
 
 GRID = UniformGrid(bits=4, symmetric=True, group_size=16)
 
@@ -30,9 +31,11 @@ def test_it_offers_one_streaming_method():
 
 
 def test_it_takes_the_grids_own_fit_and_nearest_codes():
-    importance = torch.arange(32.0)
-    tensor = rounder().quantize(weight(), GRID, importance)
-    codes, parameters = GRID.quantize(weight(), importance)
+    counted = StatisticsSum(32)
+    counted.add(torch.arange(64.0).view(2, 32))
+    statistics = counted.total()
+    tensor = rounder().quantize(weight(), GRID, statistics)
+    codes, parameters = GRID.quantize(weight(), statistics.importance)
     assert tensor.grid == GRID
     assert torch.equal(tensor.codes, codes)
     assert torch.equal(tensor.parameters["scale"], parameters["scale"])

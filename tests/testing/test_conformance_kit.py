@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from qconv.grids import Grid
+    from qconv.statistics import Statistics
 
 GRID = UniformGrid(bits=4, symmetric=True, group_size=32)
 GRIDS = [
@@ -33,50 +34,51 @@ CALLS = itertools.count()  # what makes some of the wrong ones differ from call 
 
 class Nearest:
     def quantize(
-        self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None
+        self, weight: torch.Tensor, grid: Grid, statistics: Statistics | None = None
     ) -> QuantTensor:
+        importance = None if statistics is None else statistics.importance
         codes, parameters = grid.quantize(weight, importance)
         return QuantTensor(grid=grid, codes=codes, parameters=parameters)
 
 
 class Scribbler(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        result = super().quantize(weight, grid, importance)
+    def quantize(self, weight, grid, statistics=None):
+        result = super().quantize(weight, grid, statistics)
         weight += 1
         return result
 
 
 class Selfish(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        result = super().quantize(weight, grid, importance)
-        if importance is not None:
-            importance.zero_()
+    def quantize(self, weight, grid, statistics=None):
+        result = super().quantize(weight, grid, statistics)
+        if statistics is not None:
+            statistics.abs_sum.zero_()
         return result
 
 
 class Fickle(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        return super().quantize(weight + 0.1 * (next(CALLS) % 2), grid, importance)
+    def quantize(self, weight, grid, statistics=None):
+        return super().quantize(weight + 0.1 * (next(CALLS) % 2), grid, statistics)
 
 
 class Wayward(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        return super().quantize(weight, GRIDS[2], importance)
+    def quantize(self, weight, grid, statistics=None):
+        return super().quantize(weight, GRIDS[2], statistics)
 
 
 class Sociable(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        return super().quantize(weight.clamp(max=weight.std()), grid, importance)
+    def quantize(self, weight, grid, statistics=None):
+        return super().quantize(weight.clamp(max=weight.std()), grid, statistics)
 
 
 class Lost(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        return super().quantize(weight.flip(1), grid, importance)
+    def quantize(self, weight, grid, statistics=None):
+        return super().quantize(weight.flip(1), grid, statistics)
 
 
 class Loose(Nearest):
-    def quantize(self, weight, grid, importance=None):
-        result = super().quantize(weight, grid, importance)
+    def quantize(self, weight, grid, statistics=None):
+        result = super().quantize(weight, grid, statistics)
         return SimpleNamespace(grid=grid, codes=result.codes.float(), parameters=result.parameters)
 
 
@@ -93,7 +95,7 @@ def test_rounding_to_nearest_conforms() -> None:
     ("rounder", "message"),
     [
         (Scribbler, "Scribbler on int4_g32: quantize modified the weight"),
-        (Selfish, "Selfish on int4_g32 with importance: quantize modified the importance"),
+        (Selfish, "Selfish on int4_g32 with statistics: quantize modified the statistics"),
         (Fickle, "a second call on equal inputs gives other values"),
         (Wayward, "the result is on grid"),
         (Sociable, "streams is True, but rows come out different in slabs"),

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qconv.grids._activation import ActivationGrid
     from qconv.grids._block import BlockGrid
     from qconv.grids._grid import ColumnGrid, Grid, Parameters
     from qconv.grids._spec import grid_from_spec
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from qconv.grids._uniform import UniformGrid
 
 __all__ = [
+    "ActivationGrid",
     "BlockGrid",
     "ColumnGrid",
     "Grid",
@@ -28,6 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     module = {
+        "ActivationGrid": "_activation",
         "BlockGrid": "_block",
         "ColumnGrid": "_grid",
         "Grid": "_grid",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from qconv.grids import Grid
+    from qconv.statistics import Statistics
 
 
 class ConformanceError(AssertionError):
@@ -39,6 +40,22 @@ def sample_importance(columns: int) -> torch.Tensor:
 
     generator = torch.Generator().manual_seed(columns)
     return torch.rand(columns, generator=generator) + 0.1
+
+
+def sample_statistics(columns: int) -> Statistics:
+    """Of twice as many correlated rows as columns, one column always zero; always the same."""
+    import torch
+
+    from qconv.statistics import StatisticsSum
+
+    generator = torch.Generator().manual_seed(columns)
+    rows = torch.randn(2 * columns, columns, generator=generator)
+    rows += 0.5 * rows.roll(1, dims=1)
+    rows *= torch.rand(columns, generator=generator) + 0.1
+    rows[:, 5] = 0.0
+    total = StatisticsSum(columns)
+    total.add(rows)
+    return total.total()
 
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._failed import check_stored, equal, require, sample_importance, sample_weight
+from ._failed import check_stored, equal, require, sample_statistics, sample_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from qconv.grids import Grid
     from qconv.plugin import Rounder
+    from qconv.statistics import Statistics
     from qconv.tensors import QuantTensor
 
 _SHAPE = (6, 512)  # 512 suits blocks of 32 and 256, and any group size that divides them
@@ -21,7 +22,7 @@ _SHAPE = (6, 512)  # 512 suits blocks of 32 and 256, and any group size that div
 def check_rounder(
     rounder_class: Callable[[], Rounder], grids: Iterable[Grid], *, streams: bool = False
 ) -> None:
-    """Check a rounder on every grid, with and without importance.
+    """Check a rounder on every grid, with and without statistics.
 
     streams: as its MethodSpec says; rows must then come out the same in slabs as all at once
 
@@ -29,10 +30,10 @@ def check_rounder(
         ConformanceError: it changes its inputs, returns something else than the grid declares,
             gives other values the second time, or not what it says when it streams.
     """
-    weight, importance = sample_weight(*_SHAPE), sample_importance(_SHAPE[1])
+    weight, statistics = sample_weight(*_SHAPE), sample_statistics(_SHAPE[1])
     for grid in grids:
-        for given in (None, importance):
-            steered = "" if given is None else " with importance"
+        for given in (None, statistics):
+            steered = "" if given is None else " with statistics"
             what = f"{getattr(rounder_class, '__name__', rounder_class)} on {grid.name}{steered}"
             _check_once(what, rounder_class, grid, weight, given)
             if streams and grid.rows_independent:
@@ -44,16 +45,16 @@ def _check_once(
     rounder_class: Callable[[], Rounder],
     grid: Grid,
     weight: torch.Tensor,
-    importance: torch.Tensor | None,
+    statistics: Statistics | None,
 ) -> None:
     import torch
 
     own = weight.clone()
-    own_importance = None if importance is None else importance.clone()
-    result = rounder_class().quantize(own, grid, own_importance)
+    before = None if statistics is None else statistics.to("cpu", copy=True)
+    result = rounder_class().quantize(own, grid, statistics)
     require(equal(own, weight), f"{what}: quantize modified the weight")
-    if importance is not None and own_importance is not None:
-        require(equal(own_importance, importance), f"{what}: quantize modified the importance")
+    if statistics is not None and before is not None:
+        require(statistics.same(before), f"{what}: quantize modified the statistics")
     require(result.grid == grid, f"{what}: the result is on grid {result.grid!r}, not {grid!r}")
     check_stored(what, grid, _SHAPE, result.codes, result.parameters)
     values = result.dequantize()
@@ -62,7 +63,7 @@ def _check_once(
         _distance(values, weight) < _distance(torch.zeros_like(weight), weight),
         f"{what}: the result is further from the weight than zeros are",
     )
-    again = rounder_class().quantize(own, grid, own_importance)
+    again = rounder_class().quantize(own, grid, statistics)
     require(_same(result, again), f"{what}: a second call on equal inputs gives other values")
 
 
@@ -71,14 +72,14 @@ def _check_slabs(
     rounder_class: Callable[[], Rounder],
     grid: Grid,
     weight: torch.Tensor,
-    importance: torch.Tensor | None,
+    statistics: Statistics | None,
 ) -> None:
     import torch
 
-    whole = rounder_class().quantize(weight, grid, importance).dequantize()
+    whole = rounder_class().quantize(weight, grid, statistics).dequantize()
     half = _SHAPE[0] // 2
     slabs = [
-        rounder_class().quantize(slab.clone(), grid, importance).dequantize()
+        rounder_class().quantize(slab.clone(), grid, statistics).dequantize()
         for slab in (weight[:half], weight[half:])
     ]
     require(

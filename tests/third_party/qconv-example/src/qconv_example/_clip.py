@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from qconv.grids import Grid
+    from qconv.statistics import Statistics
 
 _KEPT = 0.999  # share of a row's weights that are not clipped
 
@@ -21,13 +22,14 @@ class Clip:
     """
 
     def quantize(
-        self, weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None
+        self, weight: torch.Tensor, grid: Grid, statistics: Statistics | None = None
     ) -> QuantTensor:
         """Quantize ``weight`` onto ``grid``.
 
         weight: (out, in) float32; not modified
-        importance: (in,) float32, handed on to the grid's fit
+        statistics: of the weight's input; their importance goes to the grid's fit
         """
+        importance = None if statistics is None else statistics.importance
         keep = max(1, int(weight.shape[1] * _KEPT))
         limit = weight.abs().kthvalue(keep, dim=1, keepdim=True).values  # (out, 1)
         codes, parameters = grid.quantize(weight.clamp(-limit, limit), importance)
