@@ -119,7 +119,7 @@ def test_methods_and_backends_load_by_any_spelling(install: Install) -> None:
         ("leaves", r"loading method 'leaves' called sys.exit\(1\)"),
         ("nothing", r"'NoneType' object is not callable"),
         ("bare", r"plugin author: method 'bare': Bare lacks quantize\(\)"),
-        ("short", r"Short.quantize\(\) must take \(weight, grid, importance\)"),
+        ("short", r"Short.quantize\(\) must take \(weight, grid, statistics\)"),
     ],
 )
 def test_what_cannot_be_loaded_names_its_plugin(install: Install, name: str, reason: str) -> None:
