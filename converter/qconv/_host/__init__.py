@@ -3,9 +3,19 @@
 Listing plugins imports the plugin modules only; what they offer loads when it is asked for.
 """
 
+from ._chains import Chain, Step
 from ._host import Host, host_of, load_plugins
 from ._names import normalise
 from ._records import PluginRecord
 from ._targets import Target
 
-__all__ = ["Host", "PluginRecord", "Target", "host_of", "load_plugins", "normalise"]
+__all__ = [
+    "Chain",
+    "Host",
+    "PluginRecord",
+    "Step",
+    "Target",
+    "host_of",
+    "load_plugins",
+    "normalise",
+]

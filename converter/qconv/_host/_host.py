@@ -10,8 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from qconv.errors import BrokenPlugin, UsageError
-from qconv.plugin import Backend, BackendSpec, CheckSpec, Event, MethodSpec, Rounder
+from qconv.plugin import (
+    Backend,
+    BackendSpec,
+    BlockRounder,
+    CheckSpec,
+    Event,
+    MethodSpec,
+    Rounder,
+    Transform,
+)
 
+from ._chains import Chain, Step, make_chain
 from ._discovery import OURS, Found, canonical, find_plugins
 from ._isolation import PluginFault, contained, describe
 from ._loading import Observer, load_offer
@@ -20,6 +30,13 @@ from ._records import PluginRecord, Spec, kind_of
 from ._targets import Target, make_target, split_target, unknown_target
 
 DISABLE = "QCONV_DISABLE_PLUGINS"
+
+#: What the class behind a method must have, by the kind of the method.
+_PROTOCOLS: Mapping[str, type[Any]] = {
+    "rounder": Rounder,
+    "transform": Transform,
+    "block_rounder": BlockRounder,
+}
 
 AnySpec = TypeVar("AnySpec", MethodSpec, BackendSpec, CheckSpec)
 
@@ -68,17 +85,36 @@ class Host:
         """The backend called ``name``; raises as :meth:`method_spec` does."""
         return self._find("backend", name, self.backends)
 
-    def method(self, name: str) -> Rounder:
-        """A new instance of the method called ``name``.
+    def resolve_chain(self, text: str) -> Chain:
+        """The method chain that ``text`` means, e.g. ``awq,gptq,damp=0.05``.
 
         Raises:
-            UsageError: there is no such method.
+            UsageError: an unknown step or option, or steps that do not go together.
+            BrokenPlugin: the plugin that has a step is broken.
+        """
+        return make_chain(text, self.method_spec)
+
+    def step(self, step: Step) -> Rounder | Transform | BlockRounder:
+        """A new instance of a chain's step, made with its options.
+
+        Raises:
+            UsageError: an option's value does not do.
             BrokenPlugin: its plugin is broken, or it cannot be loaded.
         """
-        return cast("Rounder", self._load(self.method_spec(name), Rounder))
+        made = self._load(step.spec, _PROTOCOLS[step.spec.kind], step.options)
+        return cast("Rounder | Transform | BlockRounder", made)
+
+    def method(self, name: str) -> Rounder:
+        """A new instance of the rounder called ``name``, without options; see :meth:`step`."""
+        return cast("Rounder", self.step(Step(spec=self.method_spec(name))))
 
     def backend(self, name: str) -> Backend:
-        """A new instance of the backend called ``name``; raises as :meth:`method` does."""
+        """A new instance of the backend called ``name``.
+
+        Raises:
+            UsageError: there is no such backend.
+            BrokenPlugin: its plugin is broken, or it cannot be loaded.
+        """
         return cast("Backend", self._load(self.backend_spec(name), Backend))
 
     def resolve_target(self, text: str) -> Target:
@@ -135,12 +171,17 @@ class Host:
                     f"{record.reason}"
                 )
 
-    def _load(self, spec: MethodSpec | BackendSpec, protocol: type[Any]) -> object:
+    def _load(
+        self,
+        spec: MethodSpec | BackendSpec,
+        protocol: type[Any],
+        options: Mapping[str, str] | None = None,
+    ) -> object:
         """Import what the spec points to, make an instance, and check that it is one."""
         kind = kind_of(spec)
         try:
-            with contained(f"loading {kind} '{spec.name}'"):
-                instance = spec.load()()
+            with contained(f"loading {kind} '{spec.name}'", UsageError):
+                instance = spec.load()(**(options or {}))
                 _check_instance(f"{kind} '{spec.name}'", instance, protocol)
         except PluginFault as fault:
             raise BrokenPlugin(f"{self.owner(spec).label}: {fault}") from fault

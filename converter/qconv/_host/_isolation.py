@@ -12,10 +12,11 @@ class PluginFault(Exception):
 
 
 @contextlib.contextmanager
-def contained(doing: str) -> Iterator[None]:
+def contained(doing: str, *passing: type[Exception]) -> Iterator[None]:
     """Turn whatever a plugin raises into PluginFault, and keep its prints off stdout.
 
     doing: what the plugin was asked to do, e.g. ``import``; starts the message
+    passing: errors that speak to the user, and so pass as they are
     KeyboardInterrupt passes: it comes from the user, not from the plugin.
     """
     try:
@@ -26,6 +27,8 @@ def contained(doing: str) -> Iterator[None]:
     except SystemExit as error:
         raise PluginFault(f"{doing} called sys.exit({error.code!r})") from error
     except Exception as error:
+        if isinstance(error, passing):
+            raise
         raise PluginFault(f"{doing} failed: {describe(error)}") from error
 
 

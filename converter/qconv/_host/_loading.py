@@ -154,6 +154,21 @@ def _check_spec(spec: Spec) -> None:
         )
     if isinstance(spec, BackendSpec):
         _check_backend(spec, what)
+    if isinstance(spec, MethodSpec):
+        _check_method(spec, what)
+
+
+def _check_method(spec: MethodSpec, what: str) -> None:
+    for field, allowed in (
+        ("kind", ("transform", "rounder", "block_rounder")),
+        ("calibration", ("unused", "optional", "needed")),
+    ):
+        if getattr(spec, field) not in allowed:
+            raise PluginFault(
+                f"plugin author: {what}: {field} is {getattr(spec, field)!r}; "
+                f"choose one of {', '.join(allowed)}"
+            )
+    _check_options(spec, what)
 
 
 def _check_backend(spec: BackendSpec, what: str) -> None:
@@ -161,15 +176,25 @@ def _check_backend(spec: BackendSpec, what: str) -> None:
         raise PluginFault(
             f"plugin author: {what}: formats must be a tuple of FormatSpec, not empty"
         )
+    _check_names(f"{what}: format", spec.formats)
+    _check_options(spec, what)
+
+
+def _check_options(spec: BackendSpec | MethodSpec, what: str) -> None:
     if not isinstance(spec.options, tuple):
         raise PluginFault(f"plugin author: {what}: options must be a tuple of OptionSpec")
-    for kind, items in (("format", spec.formats), ("option", spec.options)):
-        seen: set[str] = set()
-        for item in items:
-            _check_name(f"{what}: {kind}", getattr(item, "name", item))
-            if normalise(item.name) in seen:
-                raise PluginFault(f"plugin author: {what}: {kind} '{item.name}' appears twice")
-            seen.add(normalise(item.name))
+    _check_names(f"{what}: option", spec.options)
+
+
+def _check_names(kind: str, items: Iterable[object]) -> None:
+    seen: set[str] = set()
+    for item in items:
+        name = getattr(item, "name", item)
+        _check_name(kind, name)
+        if normalise(str(name)) in seen:
+            what, _, last = kind.rpartition(": ")
+            raise PluginFault(f"plugin author: {what}: {last} '{name}' appears twice")
+        seen.add(normalise(str(name)))
 
 
 def _check_name(kind: str, name: object) -> None:

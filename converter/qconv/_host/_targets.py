@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from qconv.errors import UsageError
 
-from ._names import closest, did_you_mean, listing, normalise
+from ._names import closest, listing, normalise
+from ._options import read_option
 
 if TYPE_CHECKING:
-    from qconv.plugin import BackendSpec, OptionSpec
+    from qconv.plugin import BackendSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,37 +87,10 @@ def _offers(spec: BackendSpec) -> str:
 
 
 def _read_options(text: str, spec: BackendSpec, written: Iterable[str]) -> dict[str, str]:
-    known = {normalise(option.name): option for option in spec.options}
     options: dict[str, str] = {}
     for item in written:
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not (name and equals and value):
-            raise UsageError(
-                f"target '{text}': '{item.strip()}' is not an option; write name=value, "
-                "with a comma before each"
-            )
-        option = known.get(normalise(name))
-        if option is None:
-            names = [item.name for item in spec.options]
-            raise UsageError(
-                f"target '{text}': {spec.name} has no option '{name}'{did_you_mean(name, names)} "
-                f"(options: {listing(names)})"
-            )
-        if option.name in options:
-            raise UsageError(
-                f"target '{text}': option '{option.name}' is given twice; give it once"
-            )
-        options[option.name] = _check_choice(text, option, value)
-    return options
-
-
-def _check_choice(text: str, option: OptionSpec, value: str) -> str:
-    if not option.choices:
-        return value
-    choices = {normalise(choice): choice for choice in option.choices}
-    if normalise(value) not in choices:
-        raise UsageError(
-            f"target '{text}': option '{option.name}' cannot be '{value}'"
-            f"{did_you_mean(value, option.choices)} (choices: {listing(option.choices)})"
+        name, value = read_option(
+            f"target '{text}'", spec.name, item, spec.options, already=options
         )
-    return choices[normalise(value)]
+        options[name] = value
+    return options
