@@ -20,6 +20,7 @@ from qconv.conversion._artifact import ArtifactWriter
 from qconv.conversion._journal import Slab
 from qconv.conversion._outputs import final_path
 from qconv.conversion._partial import partial_nbytes
+from qconv.conversion._rounding import ByRounder
 from qconv.conversion._slabs import make_jobs
 from qconv.conversion._work import Worker
 from qconv.errors import NotEnoughResources, QconvError, UsageError
@@ -130,8 +131,8 @@ def _convert(
     observer: Observer,
 ) -> tuple[Artifact, ...]:
     worker = Worker(
-        checkpoint=checkpoint,
-        rounder=rounder,
+        source=checkpoint,
+        rounding=ByRounder(rounder=rounder),
         backends=[target.backend for target in plan.targets],
         done=[writer.done for writer in writers],
     )

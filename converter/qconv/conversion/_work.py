@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from qconv.conversion._journal import Slab
 from qconv.conversion._slabs import read_slab
@@ -14,13 +14,32 @@ if TYPE_CHECKING:
 
     import torch
 
-    from qconv.checkpoint import Checkpoint
     from qconv.conversion._slabs import Job
     from qconv.grids import Grid
-    from qconv.plugin import Backend, Rounder, TensorPlan
+    from qconv.plugin import Backend, TensorPlan
     from qconv.tensors import QuantTensor
 
 Encoded = list[tuple[int, Slab, "Sequence[bytes | memoryview]"]]
+
+
+class RowSource(Protocol):
+    """Where rows come from: a checkpoint, or a block of one that transforms have changed."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` as floats, (stop - start, last dimension)."""
+        ...
+
+    def read_raw(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` as stored: (stop - start, bytes per row) uint8."""
+        ...
+
+
+class Rounding(Protocol):
+    """How codes are chosen for the rows of a job."""
+
+    def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
+        """Quantize the slab onto ``grid``, rows as in the artifact."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +50,8 @@ class Worker:
     done: slabs each target has already
     """
 
-    checkpoint: Checkpoint
-    rounder: Rounder
+    source: RowSource
+    rounding: Rounding
     backends: Sequence[Backend]
     done: Sequence[frozenset[Slab]]
 
@@ -43,16 +62,17 @@ class Worker:
             UnreadableInput: a value is NaN or infinite.
             UnsupportedGrid: the values do not suit the grid or dtype.
         """
-        rows = _Rows(checkpoint=self.checkpoint, job=job, start=start, stop=stop)
+        rows = Rows(source=self.source, job=job, start=start, stop=stop)
         encoded: Encoded = []
         for number, plan in job.uses:
             slab = Slab(tensor=plan.name, start=start, stop=stop)
             if slab not in self.done[number]:
-                value = self._value(rows, plan)
+                value = self.value(rows, plan)
                 encoded.append((number, slab, self.backends[number].encode(plan, value)))
         return encoded
 
-    def _value(self, rows: _Rows, plan: TensorPlan) -> torch.Tensor | QuantTensor:
+    def value(self, rows: Rows, plan: TensorPlan) -> torch.Tensor | QuantTensor:
+        """What the backend encodes of the slab for one target."""
         if plan.dtype == "raw":
             return rows.raw()
         if plan.grid is None:
@@ -61,7 +81,7 @@ class Worker:
             if grid == plan.grid:
                 return done
         try:
-            result = self.rounder.quantize(rows.stored(plan).float(), plan.grid)
+            result = self.rounding.quantize(rows, plan, plan.grid)
         except UnsupportedGrid as error:
             _refuse_non_finite(rows, plan)
             counted = f" (rows counted from {rows.start})" if rows.start else ""
@@ -71,10 +91,10 @@ class Worker:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Rows:
+class Rows:
     """The slab in hand: read when first asked for, kept for all targets."""
 
-    checkpoint: Checkpoint
+    source: RowSource
     job: Job
     start: int
     stop: int
@@ -82,15 +102,17 @@ class _Rows:
     _stored: torch.Tensor | None = None
 
     def raw(self) -> torch.Tensor:
-        return read_slab(self.job, self.start, self.stop, self.checkpoint.read_raw)
+        """As stored, uint8."""
+        return read_slab(self.job, self.start, self.stop, self.source.read_raw)
 
     def stored(self, plan: TensorPlan) -> torch.Tensor:
+        """As floats, (rows, columns)."""
         if self._stored is None:
             self._stored = self._generated(plan) if plan.values is not None else self._read()
         return self._stored
 
     def _read(self) -> torch.Tensor:
-        return read_slab(self.job, self.start, self.stop, self.checkpoint.read_rows)
+        return read_slab(self.job, self.start, self.stop, self.source.read_rows)
 
     def _generated(self, plan: TensorPlan) -> torch.Tensor:
         import torch
@@ -99,7 +121,7 @@ class _Rows:
         return whole.reshape(self.job.rows, self.job.columns)[self.start : self.stop]
 
 
-def _cast(rows: _Rows, plan: TensorPlan) -> torch.Tensor:
+def _cast(rows: Rows, plan: TensorPlan) -> torch.Tensor:
     import torch
 
     stored = rows.stored(plan)
@@ -114,7 +136,7 @@ def _cast(rows: _Rows, plan: TensorPlan) -> torch.Tensor:
     return cast
 
 
-def _refuse_non_finite(rows: _Rows, plan: TensorPlan) -> None:
+def _refuse_non_finite(rows: Rows, plan: TensorPlan) -> None:
     """Say where the first NaN or infinity of the slab stands, if there is one."""
     import torch
 

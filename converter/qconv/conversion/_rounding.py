@@ -1,0 +1,65 @@
+"""How codes are chosen: by a rounder tensor by tensor, or beforehand for a whole block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qconv.tensors import QuantTensor
+
+if TYPE_CHECKING:
+    from qconv.conversion._work import Rows
+    from qconv.grids import Grid
+    from qconv.plugin import Rounder, TensorPlan
+    from qconv.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByRounder:
+    """A rounder, and what is known of each source tensor's input."""
+
+    rounder: Rounder
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+
+    def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
+        """Quantize the slab; sources whose inputs differ are quantized each on its own."""
+        known = [self.statistics.get(name) for name in plan.sources]
+        if all(each is known[0] for each in known[1:]):
+            weight = rows.stored(plan).float()
+            return self.rounder.quantize(weight, grid, known[0] if known else None)
+        parts = [
+            self.rounder.quantize(rows.source.read_rows(name, 0, count).float(), grid, each)
+            for (name, count), each in zip(rows.job.sources, known, strict=True)
+        ]
+        return _joined(rows, parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beforehand:
+    """Source tensors of a block that were rounded together, onto the grids of one target.
+
+    otherwise: for tensors that were not
+    """
+
+    rounded: Mapping[str, QuantTensor]
+    otherwise: ByRounder
+
+    def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
+        """Put the rows of what was rounded in the artifact's order."""
+        parts = [self.rounded.get(name) for name in plan.sources]
+        there = [part for part in parts if part is not None]
+        if len(there) != len(parts):
+            return self.otherwise.quantize(rows, plan, grid)
+        return _joined(rows, there)
+
+
+def _joined(rows: Rows, parts: list[QuantTensor]) -> QuantTensor:
+    """Rows ``rows.start:rows.stop`` of the artifact, out of whole source tensors."""
+    whole = parts[0] if len(parts) == 1 else QuantTensor.stack(parts)
+    order = rows.job.order
+    if order is not None:
+        return whole.take_rows(list(order.index[rows.start : rows.stop]))
+    if (rows.start, rows.stop) == (0, whole.shape[0]):
+        return whole
+    return whole.take_rows(range(rows.start, rows.stop))
