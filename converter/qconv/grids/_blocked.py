@@ -178,6 +178,18 @@ class BlockedGrid(ABC):
             values += self._offset(parameters)[..., None]
         return values.view(codes.shape)
 
+    def rescaled(self, parameters: Parameters, factor: torch.Tensor) -> Parameters:
+        """The float16 parameters times ``factor``, never infinite; the integers as they are."""
+        import torch
+
+        half = torch.finfo(torch.float16)
+        return {
+            name: (values.float() * factor).clamp(half.min, half.max).half()
+            if values.dtype == torch.float16
+            else values
+            for name, values in parameters.items()
+        }
+
     def column(self, parameters: Parameters, index: int) -> ColumnGrid:
         """The values of column ``index``; for Q6_K they may be one rounding off."""
         stored = self._stored()

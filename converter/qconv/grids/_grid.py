@@ -88,6 +88,13 @@ class Grid(Protocol):
         """The float32 values a runtime computes, bit for bit."""
         ...
 
+    def rescaled(self, parameters: Parameters, factor: torch.Tensor) -> Parameters:
+        """Parameters under which every code is worth about ``factor`` times as much, as stored.
+
+        factor: (rows, in / columns) float32, positive; (1, 1) where all rows share parameters
+        """
+        ...
+
     def column(self, parameters: Parameters, index: int) -> ColumnGrid:
         """The values that input column ``index`` may take, for column-wise methods."""
         ...

@@ -158,6 +158,13 @@ class UniformGrid:
             steps = steps - parameters["zero_point"].float()[..., None]
         return (parameters["scale"].float()[..., None] * steps).view(rows, columns)
 
+    def rescaled(self, parameters: Parameters, factor: torch.Tensor) -> Parameters:
+        """Scales times ``factor``, neither zero nor infinite; the zero-points as they are."""
+        from qconv.grids._uniform_fit import stored_scale
+
+        scale = parameters["scale"]
+        return {**parameters, "scale": stored_scale(scale.float() * factor, scale.dtype)}
+
     def column(self, parameters: Parameters, index: int) -> ColumnGrid:
         """The values of column ``index``; scale and offset are (1,) per tensor, else (rows,)."""
         group = index // self.group_size if isinstance(self.group_size, int) else 0

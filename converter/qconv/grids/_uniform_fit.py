@@ -252,13 +252,19 @@ def _better(
     return Candidate(scale=scale, zero=zero), torch.where(wins, other, error)
 
 
-def _stored(scale: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """The scale as its dtype holds it, in float32: neither infinite nor zero."""
+def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale in ``dtype``: neither infinite nor zero."""
     import torch
 
-    dtype = getattr(torch, rule.scale_dtype)
     # float16 keeps its subnormals: without them a scale below 6e-5 would be lost. The others have
     # the exponents of float32, where the inverse of a subnormal overflows.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
-    magnitude = scale.abs().clamp(smallest, torch.finfo(dtype).max).to(dtype).float()
-    return torch.copysign(magnitude, scale)
+    magnitude = scale.abs().clamp(smallest, torch.finfo(dtype).max).to(dtype)
+    return torch.copysign(magnitude, scale.to(dtype))
+
+
+def _stored(scale: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """The scale as its dtype holds it, in float32."""
+    import torch
+
+    return stored_scale(scale, getattr(torch, rule.scale_dtype)).float()
