@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconv.planning._borders import matrix_shape
+from qconv.planning._calibrated import CalibrationPlan, group_blocks, plan_calibration
 from qconv.planning._json import PlanJson
 from qconv.planning._needs import Needs, check_disk, default_threads
 from qconv.planning._plan import (
@@ -15,6 +16,7 @@ from qconv.planning._plan import (
 )
 
 __all__ = [
+    "CalibrationPlan",
     "Needs",
     "Plan",
     "PlanJson",
@@ -23,7 +25,9 @@ __all__ = [
     "check_disk",
     "check_fallbacks",
     "default_threads",
+    "group_blocks",
     "matrix_shape",
+    "plan_calibration",
     "rows_stand_alone",
     "tensor_nbytes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Optional
 
 from typing_extensions import TypedDict
 
@@ -67,11 +67,24 @@ class TargetJson(TypedDict):
     tensors: list[TensorJson]
 
 
+class CalibrationPlanJson(TypedDict):
+    """The forward passes that statistics are taken from. nbytes: memory they add, at most."""
+
+    source: str
+    windows: int
+    window_length: int
+    statistics: Literal["shared", "sequential"]
+    device: str
+    dtype: str
+    nbytes: int
+
+
 class PlanJson(TypedDict):
-    """A whole plan."""
+    """A whole plan. calibration: null where the method needs no forward pass."""
 
     source: SourceJson
     method: str
+    calibration: Optional[CalibrationPlanJson]  # noqa: UP045 - read at run time, on Python 3.10 too
     out: str
     needs: NeedsJson
     plugins: list[str]

@@ -57,16 +57,19 @@ def estimate_needs(
     header_nbytes: int,
     threads: int,
     max_ram: int | None,
+    *,
+    extra_nbytes: int = 0,
 ) -> Needs:
     """Bound memory: every thread holds one slab, plus what all targets encode of it.
 
     tensors: each tensor's plan and whether its rows may be worked on in slabs
     max_ram: bytes the process may take; the slab shrinks to fit
+    extra_nbytes: what calibration takes besides
 
     Raises:
         NotEnoughResources: the smallest slab does not fit ``max_ram``.
     """
-    fixed = BASE_NBYTES + 2 * header_nbytes
+    fixed = BASE_NBYTES + 2 * header_nbytes + extra_nbytes
     largest = smallest = 1
     for plan, in_slabs in tensors:
         rows, columns = matrix_shape(plan.shape)

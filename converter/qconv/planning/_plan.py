@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from qconv.planning._calibrated import CalibrationPlan
     from qconv.planning._json import PlanJson, TargetJson, TensorJson
     from qconv.plugin import Backend, Layout, ModelInfo, TensorPlan, TensorPlans
 
@@ -123,6 +124,7 @@ class Plan:
     source: the checkpoint's path
     method: the method chain, ``rtn``
     streams: the method treats every row on its own, so tensors flow in slabs of rows
+    calibration: None when the method needs no forward pass
     warnings: what the user should know, from the source and from the plan
     threads: workers the plan's memory estimate counts on
     plugins: who brings the method and the backends, with versions
@@ -133,6 +135,7 @@ class Plan:
     model: ModelInfo
     method: str
     streams: bool
+    calibration: CalibrationPlan | None
     targets: tuple[TargetPlan, ...]
     needs: Needs
     warnings: tuple[str, ...]
@@ -152,6 +155,7 @@ class Plan:
                 "nbytes": sum(info.nbytes for info in tensors),
             },
             "method": self.method,
+            "calibration": self.calibration.to_json() if self.calibration else None,
             "out": str(self.out),
             "needs": {
                 "disk_nbytes": self.needs.disk_nbytes,
@@ -182,12 +186,14 @@ def build_plan(
     max_ram: int | None,
     warnings: Sequence[str],
     plugins: Sequence[str] = (),
+    calibration: CalibrationPlan | None = None,
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
 
     targets: label, backend, format and options of each target
     streams: the method treats every row on its own
     plugins: who brings the method and the backends, with versions
+    calibration: None when the method needs no forward pass
 
     Raises:
         UnreadableInput: the source holds no tensors.
@@ -199,7 +205,13 @@ def build_plan(
     _refuse_empty(source, model)
     _refuse_quantized(source, model)
     requests = [
-        (label, backend, PlanRequest(model=model, format=name, options=options))
+        (
+            label,
+            backend,
+            PlanRequest(
+                model=model, format=name, options=options, importance=calibration is not None
+            ),
+        )
         for label, backend, name, options in targets
     ]
     planned = tuple(_plan_target(*request, allow_unused=allow_unused) for request in requests)
@@ -209,8 +221,9 @@ def build_plan(
         model=model,
         method=method,
         streams=streams,
+        calibration=calibration,
         targets=planned,
-        needs=_add_up_needs(planned, threads, max_ram, streams=streams),
+        needs=_add_up_needs(planned, threads, max_ram, streams=streams, calibration=calibration),
         warnings=(*warnings, *_plan_warnings(planned)),
         threads=threads,
         plugins=tuple(plugins),
@@ -218,7 +231,12 @@ def build_plan(
 
 
 def _add_up_needs(
-    targets: Sequence[TargetPlan], threads: int, max_ram: int | None, *, streams: bool
+    targets: Sequence[TargetPlan],
+    threads: int,
+    max_ram: int | None,
+    *,
+    streams: bool,
+    calibration: CalibrationPlan | None,
 ) -> Needs:
     tensors = [
         (plan, streams and rows_stand_alone(target.layout, plan))
@@ -227,7 +245,8 @@ def _add_up_needs(
     ]
     disk = sum(target.nbytes for target in targets)
     headers = sum(len(file.header) for target in targets for file in target.layout.files)
-    return estimate_needs(tensors, disk, headers, threads, max_ram)
+    extra = calibration.nbytes if calibration else 0
+    return estimate_needs(tensors, disk, headers, threads, max_ram, extra_nbytes=extra)
 
 
 def _refuse_empty(source: Path, model: ModelInfo) -> None:
