@@ -9,6 +9,7 @@ import pytest
 
 MODULES = (
     "qconv",
+    "qconv.calibration",
     "qconv.checkpoint",
     "qconv.conversion",
     "qconv.errors",

@@ -13,12 +13,14 @@ from qconv._version import __version__
 
 if TYPE_CHECKING:
     from qconv.api import convert, inspect, plan
+    from qconv.calibration import Calibration
     from qconv.conversion import Artifact, Conversion
     from qconv.inspection import Inspection
     from qconv.planning import Plan, TargetPlan
 
 __all__ = [
     "Artifact",
+    "Calibration",
     "Conversion",
     "Inspection",
     "Plan",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Artifact": "qconv.conversion",
+    "Calibration": "qconv.calibration",
     "Conversion": "qconv.conversion",
     "Inspection": "qconv.inspection",
     "Plan": "qconv.planning",

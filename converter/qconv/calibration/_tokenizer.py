@@ -1,0 +1,145 @@
+"""The checkpoint's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qconv.errors import QconvError, UnreadableInput, Unsupported, UsageError
+
+if TYPE_CHECKING:
+    from qconv.calibration._document import Document
+    from qconv.plugin import ModelInfo
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+class ModelTokenizer:
+    """Turns documents into token ids as the model expects them.
+
+    templates_failed: conversations that the template refused, which went in as plain text
+    """
+
+    def __init__(self, model: ModelInfo) -> None:
+        self._tokenizer = _load(model)
+        self._name = model.name
+        self._size = vocabulary_size(model)
+        self.templates_failed = 0
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the checkpoint says how a conversation is written."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text, or None."""
+        token = self._tokenizer.bos_token_id
+        return None if token is None else int(token)
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Tokens that are no text."""
+        return frozenset(self._tokenizer.all_special_ids)
+
+    def encode(self, document: Document, *, chat_template: bool) -> list[int]:
+        """Token ids of a document, marked where it begins and ends, once.
+
+        Plain text is marked as the tokenizer does it, a conversation as the template does.
+
+        Raises:
+            Unsupported: an id is beyond the model's vocabulary.
+        """
+        rendered = None
+        if document.messages and chat_template and self.has_template:
+            rendered = self._rendered(document)
+        if rendered is None:
+            return self._ids(document.text, special=True)
+        return self._ids(rendered, special=False)
+
+    def plain(self, document: Document) -> list[list[int]]:
+        """Token ids of what the document says, message by message, with nothing added."""
+        texts = [content for _, content in document.messages] or [document.text]
+        return [self._ids(text, special=False) for text in texts]
+
+    def separator(self) -> list[int]:
+        """What stands between documents: nothing if they are marked, otherwise an empty line."""
+        marked = self._ids("a", special=True) != self._ids("a", special=False)
+        return [] if marked else self._ids("\n\n", special=False)
+
+    def _rendered(self, document: Document) -> str | None:
+        messages = [{"role": role, "content": content} for role, content in document.messages]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        except ImportError as error:
+            raise UsageError(
+                f"{self._name}: its chat template needs jinja2, which is not installed; "
+                "pip install jinja2, or calibrate without --chat-template"
+            ) from error
+        except Exception:  # noqa: BLE001 - a template is a program of the publisher's
+            self.templates_failed += 1
+            return None
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        # verbose: no warning that a text is longer than the context; it is cut into windows
+        ids = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        largest = max(ids, default=0)
+        if self._size is not None and largest >= self._size:
+            raise Unsupported(
+                f"{self._name}: the tokenizer gives token {largest}, but the model's vocabulary "
+                f"has {self._size} tokens; the tokenizer belongs to another model, put the right "
+                "files beside the weights"
+            )
+        return [int(each) for each in ids]
+
+
+def vocabulary_size(model: ModelInfo) -> int | None:
+    """Tokens that the model's config knows; None when it does not say."""
+    return _from_config(model.config, ("vocab_size",))
+
+
+def context_length(model: ModelInfo) -> int | None:
+    """The most tokens of a window that the model's config allows; None when it does not say."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    return _from_config(model.config, names)
+
+
+def _from_config(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of ``names`` that the config, or the text part of it, gives."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        for name in names:
+            if type(value := part.get(name)) is int and value > 0:
+                return int(value)
+    return None
+
+
+def _load(model: ModelInfo) -> Any:  # noqa: ANN401 - transformers has no type for all of them
+    if not any(name in model.files for name in _TOKENIZER_FILES):
+        raise Unsupported(
+            f"{model.name}: no {', '.join(_TOKENIZER_FILES)} beside the weights, and text becomes "
+            "tokens only with the model's own tokenizer; put its files there, or pass a "
+            "calibration file"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UsageError(
+            "calibration needs transformers, which is not installed; pip install transformers"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="qconv-tokenizer-") as folder:
+        for name, data in model.files.items():
+            Path(folder, name).write_bytes(data)
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except QconvError:
+            raise
+        except Exception as error:  # transformers raises many kinds for files of strangers
+            raise UnreadableInput(
+                f"{model.name}: its tokenizer files cannot be loaded: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no reason given'}; get them anew"
+            ) from error
