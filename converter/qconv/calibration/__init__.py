@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconv.calibration._build import build_windows
 from qconv.calibration._corpus import CorpusCounts
+from qconv.calibration._evaluation import evaluation_windows
 from qconv.calibration._settings import Calibration
 from qconv.calibration._windows import Origin, SourceReport, Windows, WindowsReport
 
@@ -15,4 +16,5 @@ __all__ = [
     "Windows",
     "WindowsReport",
     "build_windows",
+    "evaluation_windows",
 ]

@@ -195,8 +195,10 @@ def _take(pool: Pool, count: int, calibration: Calibration) -> list[int]:
 def _check_enough(pools: Sequence[Pool], calibration: Calibration) -> None:
     tokens = sum(pool.tokens for pool in pools)
     if tokens < calibration.window_length or not any(pool.candidates for pool in pools):
+        overlapping = sum(pool.report.overlapping for pool in pools)
+        dropped = f" after {overlapping} documents that overlap were dropped" if overlapping else ""
         raise UsageError(
-            f"the calibration text has {tokens} tokens, less than one window of "
+            f"the calibration text has {tokens} tokens{dropped}, less than one window of "
             f"{calibration.window_length}; give more text or a shorter --window-length"
         )
 
