@@ -1,0 +1,161 @@
+"""Running the model around its blocks: what they are called with, and what follows them.
+
+Recorders stand in for the blocks' forward functions. A first run through embeddings and recorders
+gives every block's arguments (masks, rotary embeddings) without running one; a run whose last
+recorder returns a given state gives what the model makes of it (final norm, head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from qconv.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from qconv.model._hidden import Arguments
+
+
+class _Recorded(Exception):
+    """The last recorder was reached: what comes after is not needed."""
+
+
+class _ReturnsTuples(Exception):
+    """The model took the batch dimension off a state: its blocks return tuples."""
+
+
+class Recorder:
+    """Stands in for all blocks of a model.
+
+    returns_tuple: blocks return ``(state, ...)``, as seen from what the model does with the result
+    """
+
+    def __init__(self, blocks: nn.ModuleList, path: str) -> None:
+        self._blocks, self._path = blocks, path
+        self.returns_tuple = False
+
+    def record(self, run: Callable[[], object]) -> tuple[torch.Tensor, tuple[Arguments, ...]]:
+        """The state that enters the first block, and every block's arguments.
+
+        run: runs the model
+
+        Raises:
+            Unsupported: the blocks are not called once each, one after the other, each on what
+                the previous one returned.
+        """
+        try:
+            return self._record(run)
+        except _ReturnsTuples:
+            self.returns_tuple = True
+            return self._record(run)
+
+    def _record(self, run: Callable[[], object]) -> tuple[torch.Tensor, tuple[Arguments, ...]]:
+        states: list[torch.Tensor] = []
+        arguments: list[Arguments] = []
+
+        def stand_in(index: int) -> Callable[..., object]:
+            def forward(*args: Any, **kwargs: Any) -> object:
+                state, rest = _without_state(args, kwargs)
+                self._check_chain(index, len(arguments), state, states)
+                states.append(state)
+                arguments.append(rest)
+                if index == len(self._blocks) - 1:
+                    raise _Recorded
+                return (state,) if self.returns_tuple else state
+
+            return forward
+
+        with self._standing_in(stand_in):
+            try:
+                run()
+            except _Recorded:
+                return states[0], tuple(arguments)
+        raise Unsupported(
+            f"{self._path}: the model ran through {len(arguments)} of {len(self._blocks)} blocks; "
+            "only a plain chain of blocks can be calibrated, use --method rtn"
+        )
+
+    def after(self, state: torch.Tensor, run: Callable[[], Any]) -> Any:
+        """What ``run`` returns when the last block returns ``state``.
+
+        state: (1, tokens, hidden)
+        """
+
+        def stand_in(index: int) -> Callable[..., object]:
+            del index
+            return lambda *_, **__: (state,) if self.returns_tuple else state
+
+        with self._standing_in(stand_in):
+            return run()
+
+    @contextmanager
+    def _standing_in(self, stand_in: Callable[[int], Callable[..., object]]) -> Iterator[None]:
+        try:
+            for index, block in enumerate(self._blocks):
+                block.forward = stand_in(index)
+            yield
+        finally:
+            for block in self._blocks:
+                block.__dict__.pop("forward", None)
+
+    def _check_chain(
+        self, index: int, called: int, state: torch.Tensor, states: list[torch.Tensor]
+    ) -> None:
+        import torch
+
+        if index != called:
+            raise Unsupported(
+                f"{self._path}.{index}: called out of order (call {called}); only a plain chain of "
+                "blocks can be calibrated, use --method rtn"
+            )
+        if not states or state is states[-1]:
+            return
+        if state.dim() == 2 and states[-1].dim() == 3:  # indexed as if it were a tuple
+            raise _ReturnsTuples
+        if state.shape != states[-1].shape or not torch.equal(state, states[-1]):
+            raise Unsupported(
+                f"{self._path}.{index}: the model changes the hidden states between this block "
+                "and the one before; only a plain chain of blocks can be calibrated, "
+                "use --method rtn"
+            )
+
+
+def _without_state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, Arguments]:
+    """The hidden states, first or named so in every transformers block, and the rest."""
+    if args:
+        return args[0], (args[1:], dict(kwargs))
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), ((), rest)
+
+
+class Pool:
+    """Keeps one of several equal tensors, so that windows of equal length share their masks."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, list[torch.Tensor]] = {}
+
+    def shared(self, value: Any) -> Any:
+        """``value`` with every tensor in it replaced by an equal one seen before."""
+        import torch
+
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, dict):
+            return {key: self.shared(each) for key, each in value.items()}
+        if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+            return type(value)(self.shared(each) for each in value)
+        return value
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        known = self._known.setdefault((value.shape, value.dtype), [])
+        for each in known:
+            if each is value or torch.equal(each, value):
+                return each
+        known.append(value)
+        return value
