@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from qconv.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from qconv._host import Host, Target
+    from qconv._host import Chain, Host, Target
+    from qconv.calibration import Calibration
     from qconv.checkpoint import Checkpoint
-    from qconv.conversion import Conversion
+    from qconv.conversion import Conversion, Passes, Steps
     from qconv.inspection import Inspection
-    from qconv.planning import Plan
-    from qconv.plugin import BackendSpec, Event, MethodSpec
+    from qconv.planning import CalibrationPlan, Plan
+    from qconv.plugin import BackendSpec, BlockRounder, Event, MethodSpec, Rounder, Transform
 
 Search = Literal["default", "ggml"]
+StatisticsFrom = Literal["shared", "sequential"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def plan(
@@ -26,6 +30,10 @@ def plan(
     *,
     out: str | Path = ".",
     method: str = "rtn",
+    calibration: Calibration | str | Path | None = None,
+    statistics: StatisticsFrom | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
     force: bool = False,
     max_fallback: float | None = None,
     allow_unused: bool = False,
@@ -38,6 +46,12 @@ def plan(
     model: HF directory, ``.safetensors`` file, ``.safetensors.index.json`` or ``.gguf`` file
     to: targets such as ``gguf:q4_k_m``; case, ``_`` and ``-`` in the format do not count
     out: directory for the artifacts
+    method: a chain of steps such as ``awq,gptq``, options after their step: ``gptq,damp=0.05``
+    calibration: text to take statistics from; None: qconv's own where the method needs some
+    statistics: ``shared``: of the float model, once for all targets; ``sequential``: of the blocks
+        as each target has quantized them, which costs a pass per target; None: what suits the chain
+    device, dtype: what the model is run on and in; ``auto``: CUDA in the stored dtype if there is
+        CUDA, else the CPU in float32
     force: replace artifacts that exist
     max_fallback: largest share of weights, 0 to 1, that may be stored in a fallback type
     allow_unused: leave out source tensors that a format has no place for, instead of refusing
@@ -51,21 +65,24 @@ def plan(
     from qconv._host import load_plugins
     from qconv.checkpoint import open_checkpoint
 
-    host = load_plugins()
-    chosen = _choose(host, to, method, search)
+    request = _Request(
+        to=to,
+        out=Path(out),
+        method=method,
+        calibration=calibration,
+        statistics=statistics,
+        device=device,
+        dtype=dtype,
+        force=force,
+        max_fallback=max_fallback,
+        allow_unused=allow_unused,
+        search=search,
+        threads=threads,
+        max_ram=max_ram,
+    )
+    chosen = _choose(load_plugins(), request)
     with open_checkpoint(model) as checkpoint:
-        made = _make_plan(
-            host,
-            checkpoint,
-            *chosen,
-            model=Path(model),
-            out=Path(out),
-            allow_unused=allow_unused,
-            threads=threads,
-            max_ram=max_ram,
-        )
-    _check(made, force=force, max_fallback=max_fallback)
-    return made
+        return _make_plan(chosen, checkpoint, Path(model))
 
 
 def convert(
@@ -74,6 +91,10 @@ def convert(
     *,
     out: str | Path = ".",
     method: str = "rtn",
+    calibration: Calibration | str | Path | None = None,
+    statistics: StatisticsFrom | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
     force: bool = False,
     max_fallback: float | None = None,
     allow_unused: bool = False,
@@ -97,28 +118,30 @@ def convert(
     from qconv.checkpoint import open_checkpoint
     from qconv.conversion import run
 
+    request = _Request(
+        to=to,
+        out=Path(out),
+        method=method,
+        calibration=calibration,
+        statistics=statistics,
+        device=device,
+        dtype=dtype,
+        force=force,
+        max_fallback=max_fallback,
+        allow_unused=allow_unused,
+        search=search,
+        threads=threads,
+        max_ram=max_ram,
+    )
     host = load_plugins()
-    chosen = _choose(host, to, method, search)
-    rounder = host.method(chosen[0].name)
+    chosen = _choose(host, request)
+    steps = _make_steps(host, chosen.chain)
     with open_checkpoint(model) as checkpoint:
-        made = _make_plan(
-            host,
-            checkpoint,
-            *chosen,
-            model=Path(model),
-            out=Path(out),
-            allow_unused=allow_unused,
-            threads=threads,
-            max_ram=max_ram,
-        )
-        _check(made, force=force, max_fallback=max_fallback)
+        made = _make_plan(chosen, checkpoint, Path(model))
+        watch = _observers(host, observer)
+        passes = _make_passes(chosen, made, checkpoint, watch) if chosen.calibration else None
         return run(
-            made,
-            checkpoint,
-            rounder,
-            resume=resume,
-            force=force,
-            observer=_observers(host, observer),
+            made, checkpoint, steps, passes=passes, resume=resume, force=force, observer=watch
         )
 
 
@@ -141,19 +164,78 @@ def inspect(
     return look(path, values=values, progress=progress)
 
 
-def _choose(
-    host: Host, to: str | Sequence[str], method: str, search: Search
-) -> tuple[MethodSpec, tuple[tuple[Target, Mapping[str, str]], ...]]:
-    """Find the method and targets by name, before any file is opened."""
-    wanted = [to] if isinstance(to, str) else list(to)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What plan and convert were asked for."""
+
+    to: str | Sequence[str]
+    out: Path
+    method: str
+    calibration: Calibration | str | Path | None
+    statistics: StatisticsFrom | None
+    device: str
+    dtype: Dtype
+    force: bool
+    max_fallback: float | None
+    allow_unused: bool
+    search: Search
+    threads: int | None
+    max_ram: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """What a request means: plugins found by name, before any file is opened.
+
+    calibration: None when the chain runs no model
+    """
+
+    host: Host
+    request: _Request
+    chain: Chain
+    targets: tuple[tuple[Target, Mapping[str, str]], ...]
+    calibration: Calibration | None
+
+
+def _choose(host: Host, request: _Request) -> _Chosen:
+    wanted = [request.to] if isinstance(request.to, str) else list(request.to)
     if not wanted:
         raise UsageError("no target given; say what to write, e.g. --to gguf:q4_k_m")
+    if request.threads is not None and request.threads < 1:
+        raise UsageError(
+            f"threads {request.threads}: at least one is needed; leave --threads out for all"
+        )
     targets = tuple(host.resolve_target(text) for text in wanted)
     if len({(target.label, str(target.options)) for target in targets}) != len(targets):
         raise UsageError(f"a target is given twice: {', '.join(wanted)}; name each once")
-    return host.method_spec(method), tuple(
-        (target, _with_search(target, search)) for target in targets
+    chain = host.resolve_chain(request.method)
+    return _Chosen(
+        host=host,
+        request=request,
+        chain=chain,
+        targets=tuple((target, _with_search(target, request.search)) for target in targets),
+        calibration=_calibration(chain, request),
     )
+
+
+def _calibration(chain: Chain, request: _Request) -> Calibration | None:
+    """The text to calibrate on, when the chain makes use of any."""
+    given = request.calibration
+    if chain.calibration == "unused" or (chain.calibration == "optional" and given is None):
+        if given is not None or request.statistics is not None:
+            named = "calibration" if given is not None else "statistics"
+            hint = (
+                "give --calibration too, e.g. --calibration builtin"
+                if chain.calibration == "optional"
+                else f"leave --{named} out, or choose a method that uses it, e.g. gptq"
+            )
+            raise UsageError(f"method {request.method!r} makes no use of {named} here; {hint}")
+        return None
+    from qconv.calibration import Calibration
+
+    if given is None:
+        return Calibration()
+    return given if isinstance(given, Calibration) else Calibration(source=str(given))
 
 
 def _with_search(target: Target, search: Search) -> Mapping[str, str]:
@@ -167,47 +249,95 @@ def _with_search(target: Target, search: Search) -> Mapping[str, str]:
     return {**target.options, "search": search}
 
 
-def _make_plan(
-    host: Host,
-    checkpoint: Checkpoint,
-    method: MethodSpec,
-    targets: Sequence[tuple[Target, Mapping[str, str]]],
-    *,
-    model: Path,
-    out: Path,
-    allow_unused: bool,
-    threads: int | None,
-    max_ram: int | None,
-) -> Plan:
-    from qconv.planning import build_plan, default_threads
+def _make_plan(chosen: _Chosen, checkpoint: Checkpoint, model: Path) -> Plan:
+    """Plan it, and refuse what the caller set limits to."""
+    from qconv.conversion import check_outputs
+    from qconv.planning import build_plan, check_fallbacks, default_threads
 
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads}: at least one is needed; leave --threads out for all")
-    specs: list[MethodSpec | BackendSpec] = [method, *(target.backend for target, _ in targets)]
-    return build_plan(
+    host, request, chain = chosen.host, chosen.request, chosen.chain
+    specs: list[MethodSpec | BackendSpec] = [step.spec for step in chain.steps]
+    specs += [target.backend for target, _ in chosen.targets]
+    made = build_plan(
         source=model,
-        out=out,
+        out=request.out,
         model=checkpoint.model,
-        method=method.name,
-        streams=method.streams,
+        method=chain.label,
+        streams=chain.rounder.spec.streams and not chain.transforms,
         targets=[
             (target.label, host.backend(target.backend.name), target.format, options)
-            for target, options in targets
+            for target, options in chosen.targets
         ],
-        allow_unused=allow_unused,
-        threads=threads or default_threads(),
-        max_ram=max_ram,
+        allow_unused=request.allow_unused,
+        threads=request.threads or default_threads(),
+        max_ram=request.max_ram,
         warnings=checkpoint.warnings,
         plugins=list(dict.fromkeys(host.owner(spec).label for spec in specs)),
+        calibration=_plan_calibration(chosen, checkpoint),
+    )
+    check_fallbacks(made, request.max_fallback)
+    check_outputs(made.out, made.targets, made.source, force=request.force)
+    return made
+
+
+def _plan_calibration(chosen: _Chosen, checkpoint: Checkpoint) -> CalibrationPlan | None:
+    if chosen.calibration is None:
+        return None
+    from qconv.planning import plan_calibration
+
+    settings, request = chosen.calibration, chosen.request
+    statistics = request.statistics or "shared"
+    return plan_calibration(
+        checkpoint.model,
+        source=", ".join(source.label for source in settings.sources),
+        windows=settings.windows or 0,
+        window_length=settings.window_length,
+        statistics=statistics,
+        device=request.device,
+        dtype=request.dtype,
+        streams=len(chosen.targets) if statistics == "sequential" else 1,
     )
 
 
-def _check(made: Plan, *, force: bool, max_fallback: float | None) -> None:
-    from qconv.conversion import check_outputs
-    from qconv.planning import check_fallbacks
+def _make_steps(host: Host, chain: Chain) -> Steps:
+    """Instances of the chain's steps."""
+    from qconv._host import DEFAULT_ROUNDER
+    from qconv.conversion import Steps
 
-    check_fallbacks(made, max_fallback)
-    check_outputs(made.out, made.targets, made.source, force=force)
+    last = host.step(chain.rounder)
+    by_block = chain.rounder.spec.kind == "block_rounder"
+    return Steps(
+        transforms=tuple(cast("Transform", host.step(step)) for step in chain.transforms),
+        rounder=host.method(DEFAULT_ROUNDER) if by_block else cast("Rounder", last),
+        block_rounder=cast("BlockRounder", last) if by_block else None,
+        gram=any(step.spec.gram for step in chain.steps if step.spec.calibration != "unused"),
+    )
+
+
+def _make_passes(
+    chosen: _Chosen, made: Plan, checkpoint: Checkpoint, watch: Callable[[Event], None]
+) -> Passes:
+    """Open the model for running, and build the windows it is run on."""
+    from qconv.calibration import build_windows
+    from qconv.conversion import Passes
+    from qconv.model import open_model
+    from qconv.plugin import Calibrating
+
+    settings, request = chosen.calibration, chosen.request
+    if settings is None or made.calibration is None:
+        raise RuntimeError("passes are made for chains that calibrate only")
+    watch(Calibrating(source=made.calibration.source, windows=made.calibration.windows))
+    model = open_model(
+        checkpoint, device=request.device, dtype=request.dtype, max_ram=request.max_ram
+    )
+    windows = build_windows(settings, checkpoint)
+    return Passes(
+        model=model,
+        windows=windows.tokens,
+        digest=windows.digest,
+        warnings=windows.report.warnings,
+        sequential=made.calibration.statistics == "sequential",
+        min_tokens_per_expert=settings.min_tokens_per_expert,
+    )
 
 
 def _observers(host: Host, observer: Callable[[Event], None] | None) -> Callable[[Event], None]:

@@ -42,6 +42,8 @@ __all__ = [
     "BackendSpec",
     "Block",
     "BlockRounder",
+    "BlockStarted",
+    "Calibrating",
     "CheckSpec",
     "Consumer",
     "ConversionFailed",
@@ -442,6 +444,7 @@ class MethodSpec:
         tensor (:class:`Rounder`), a ``block_rounder`` block by block (:class:`BlockRounder`)
     streams: the rounder treats every row on its own, so the host may feed it slabs of rows
     calibration: ``unused``; ``optional``: better with statistics; ``needed``: nothing without
+    gram: of statistics it needs whole Gram matrices; otherwise the diagonal does
     load: imports and returns the class, which is called with the options given, as keywords that
         hold strings; it raises UsageError for a value that does not do
     """
@@ -451,6 +454,7 @@ class MethodSpec:
     kind: Literal["transform", "rounder", "block_rounder"] = "rounder"
     streams: bool = False
     calibration: Literal["unused", "optional", "needed"] = "unused"
+    gram: bool = True
     options: tuple[OptionSpec, ...] = ()
     load: Callable[[], Callable[..., Rounder | Transform | BlockRounder]]
     api_version: int
@@ -467,6 +471,23 @@ class CheckSpec:
 
 
 # --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrating:
+    """The model is being set up to run on calibration text. windows: how many, 0: all there are."""
+
+    source: str
+    windows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStarted:
+    """A block's statistics are about to be taken. number: from 0, of ``blocks``."""
+
+    block: str
+    number: int
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -520,7 +541,13 @@ class ConversionFailed:
 
 
 Event = Union[
-    ConversionStarted, TensorFinished, ArtifactFinished, ConversionFinished, ConversionFailed
+    Calibrating,
+    ConversionStarted,
+    BlockStarted,
+    TensorFinished,
+    ArtifactFinished,
+    ConversionFinished,
+    ConversionFailed,
 ]
 
 

@@ -17,6 +17,7 @@ def qconv_methods() -> Iterator[MethodSpec]:
         summary="round to nearest, with scales searched for least weighted error",
         streams=True,
         calibration="optional",
+        gram=False,
         load=_load,
         api_version=1,
     )

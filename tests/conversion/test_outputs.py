@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qconv.conversion import check_outputs, run
+from qconv.conversion import Steps, check_outputs, run
 from qconv.conversion._journal import read_journal
 from qconv.conversion._partial import claimed, remove_claimed
 from qconv.errors import OutputExists, UnreadableInput, UsageError
@@ -45,7 +45,7 @@ def plan_for(out: Path, *backends: ToyBackend, source=None, slab: int = 64) -> P
 
 def convert(plan: Plan, source=None, observer=lambda event: None, force=True):
     source = source or checkpoint()
-    return run(plan, source, None, resume=True, observer=observer, force=force)
+    return run(plan, source, Steps(rounder=None), resume=True, observer=observer, force=force)
 
 
 def whole() -> bytes:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import torch
 
-from qconv.conversion import check_outputs, run
+from qconv.conversion import Steps, check_outputs, run
 from qconv.errors import (
     BrokenPlugin,
     NotEnoughResources,
@@ -75,7 +75,7 @@ def plan_for(
 def convert(checkpoint, out: Path, *backends: ToyBackend, resume=True, events=None, **options):
     plan = plan_for(checkpoint, out, *backends, **options)
     observer = (lambda event: None) if events is None else events.append
-    return run(plan, checkpoint, NoRounder(), resume=resume, observer=observer)
+    return run(plan, checkpoint, Steps(rounder=NoRounder()), resume=resume, observer=observer)
 
 
 def expected(checkpoint: MemoryCheckpoint, gap: int = 0) -> bytes:
@@ -178,7 +178,13 @@ def interrupt_after(count: int):
 def interrupted(checkpoint, out, backend, count, slab=64) -> None:
     plan = plan_for(checkpoint, out, backend, slab=slab, threads=1)
     with pytest.raises(Stops):
-        run(plan, checkpoint, NoRounder(), resume=True, observer=interrupt_after(count))
+        run(
+            plan,
+            checkpoint,
+            Steps(rounder=NoRounder()),
+            resume=True,
+            observer=interrupt_after(count),
+        )
 
 
 def test_an_interrupted_run_leaves_no_final_name_and_is_gone_on_with(tmp_path):
@@ -298,7 +304,7 @@ def test_an_existing_output_needs_force(tmp_path):
     with pytest.raises(OutputExists, match="exists; pass --force"):
         check_outputs(tmp_path, plan.targets, Path("toy"), force=False)
     check_outputs(tmp_path, plan.targets, Path("toy"), force=True)
-    run(plan, checkpoint, NoRounder(), resume=True, observer=lambda event: None)
+    run(plan, checkpoint, Steps(rounder=NoRounder()), resume=True, observer=lambda event: None)
     assert (tmp_path / "toy.bin").read_bytes() == expected(checkpoint)
 
 
@@ -331,7 +337,13 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     plan = plan_for(random_checkpoint(), tmp_path / "new", ToyBackend())
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UsageError, match="cannot write to output directory .*Permission denied"):
-        run(plan, random_checkpoint(), NoRounder(), resume=True, observer=lambda event: None)
+        run(
+            plan,
+            random_checkpoint(),
+            Steps(rounder=NoRounder()),
+            resume=True,
+            observer=lambda event: None,
+        )
 
 
 def test_a_folder_artifact_is_replaced_as_a_whole(tmp_path):

@@ -10,21 +10,26 @@ import contextlib
 import hashlib
 import json
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qconv._version import __version__
+from qconv.conversion._ahead import (
+    encode_ahead,
+    in_slabs,
+    pending_slabs,
+    torch_threads,
+    workers,
+)
 from qconv.conversion._artifact import ArtifactWriter
-from qconv.conversion._journal import Slab
+from qconv.conversion._blockwise import Blockwise
 from qconv.conversion._outputs import final_path
 from qconv.conversion._partial import partial_nbytes
 from qconv.conversion._rounding import ByRounder
 from qconv.conversion._slabs import make_jobs
 from qconv.conversion._work import Worker
 from qconv.errors import NotEnoughResources, QconvError, UsageError
-from qconv.planning import check_disk, rows_stand_alone
+from qconv.planning import check_disk
 from qconv.plugin import (
     ArtifactFinished,
     ConversionFailed,
@@ -35,15 +40,16 @@ from qconv.plugin import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
+    from concurrent.futures import Executor
 
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._artifact import Artifact
+    from qconv.conversion._blockwise import Passes, Steps
     from qconv.conversion._json import ConversionJson
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded
     from qconv.planning import Plan, TargetPlan
-    from qconv.plugin import Event, Rounder
+    from qconv.plugin import Event
 
     Observer = Callable[[Event], None]
 
@@ -70,28 +76,39 @@ class Conversion:
 def run(
     plan: Plan,
     checkpoint: Checkpoint,
-    rounder: Rounder,
+    steps: Steps,
     *,
     resume: bool,
     observer: Observer,
+    passes: Passes | None = None,
     force: bool = True,
 ) -> Conversion:
     """Carry out ``plan``; its outputs must have been checked before.
 
+    passes: the forward passes that statistics come from; None for a chain that needs none
     force: replace also an output that has appeared since the check
 
     Raises:
         OutputExists: an output has appeared since the check, and ``force`` is False.
         NotEnoughResources: the disk is or becomes full.
         UnreadableInput: a weight is NaN or infinite, or the source changed under way.
+        GateFailed: an expert saw fewer calibration tokens than asked for.
     """
     began = time.monotonic()
     try:
         kept = sum(partial_nbytes(final_path(plan.out, target)) for target in plan.targets)
         check_disk(plan.out, plan.needs.disk_nbytes - kept)
         with contextlib.ExitStack() as stack:
-            writers = _writers(plan, checkpoint, stack, resume=resume, force=force)
-            artifacts = _convert(plan, checkpoint, rounder, writers, observer)
+            fingerprint = _Fingerprint(plan, checkpoint, passes)
+            writers = [
+                stack.enter_context(
+                    ArtifactWriter(
+                        plan.out, target, fingerprint.of(target), resume=resume, force=force
+                    )
+                )
+                for target in plan.targets
+            ]
+            artifacts = _Run(plan, checkpoint, steps, passes, writers, observer).carried_out()
     except BaseException as error:
         observer(ConversionFailed(error=error))
         raise
@@ -100,98 +117,65 @@ def run(
     return Conversion(plan=plan, artifacts=artifacts, seconds=seconds)
 
 
-def _writers(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    stack: contextlib.ExitStack,
-    *,
-    resume: bool,
-    force: bool,
-) -> list[ArtifactWriter]:
-    source, whole = checkpoint.fingerprint(), _kept_whole(plan)
-    return [
-        stack.enter_context(
-            ArtifactWriter(
-                plan.out,
-                target,
-                _fingerprint(source, plan, target, whole),
-                resume=resume,
-                force=force,
-            )
-        )
-        for target in plan.targets
-    ]
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One conversion under way."""
 
+    plan: Plan
+    checkpoint: Checkpoint
+    steps: Steps
+    passes: Passes | None
+    writers: Sequence[ArtifactWriter]
+    observer: Observer
 
-def _convert(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    rounder: Rounder,
-    writers: Sequence[ArtifactWriter],
-    observer: Observer,
-) -> tuple[Artifact, ...]:
-    worker = Worker(
-        source=checkpoint,
-        rounding=ByRounder(rounder=rounder),
-        backends=[target.backend for target in plan.targets],
-        done=[writer.done for writer in writers],
-    )
-    with _one_torch_thread():
-        observer(_started(plan, writers))
+    def carried_out(self) -> tuple[Artifact, ...]:
+        """Encode and write what is lacking, then seal."""
+        self.observer(_started(self.plan, self.passes, self.writers))
         try:
-            for job, encoded in _encoded_in_order(plan, worker):
-                _write(plan, writers, job, encoded, observer)
+            with workers(self.plan.threads) as executor:
+                for job, encoded in self._encoded(executor):
+                    _write(self.plan, self.writers, job, encoded, self.observer)
         except QconvError as error:
             # the same input would fail the same way, but not the same machine
             if not isinstance(error, (NotEnoughResources, UsageError)):
-                for writer in writers:
+                for writer in self.writers:
                     writer.discard()
             raise
-        for writer in writers:
+        for writer in self.writers:
             writer.complete()
-        return tuple(_seal(writer, observer) for writer in writers)
+        return tuple(_seal(writer, self.observer) for writer in self.writers)
 
-
-def _encoded_in_order(plan: Plan, worker: Worker) -> Iterator[tuple[Job, Encoded]]:
-    """Encode slabs on all threads, one or two ahead of each, and yield them in order."""
-    pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="qconv")
-    waiting: deque[tuple[Job, Future[Encoded]]] = deque()
-    try:
-        for job, start, stop in _pending(plan, worker.done):
-            waiting.append((job, pool.submit(worker.encode, job, start, stop)))
-            if len(waiting) > 2 * plan.threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pending(plan: Plan, done: Sequence[frozenset[Slab]]) -> Iterator[tuple[Job, int, int]]:
-    """Slabs that some target still lacks."""
-    for job in make_jobs(plan.model, plan.targets):
-        in_slabs = _in_slabs(plan, job)
-        for start, stop in job.slabs(plan.needs.slab_weights, in_slabs=in_slabs):
-            lacking = (
-                Slab(tensor=use.name, start=start, stop=stop) not in done[number]
-                for number, use in job.uses
+    def _encoded(self, executor: Executor) -> Iterator[tuple[Job, Encoded]]:
+        """Everything that some target lacks, encoded."""
+        jobs = make_jobs(self.plan.model, self.plan.targets)
+        done = [writer.done for writer in self.writers]
+        if self.passes is not None:
+            blockwise = Blockwise(
+                plan=self.plan,
+                checkpoint=self.checkpoint,
+                steps=self.steps,
+                passes=self.passes,
+                done=done,
+                executor=executor,
+                observer=self.observer,
             )
-            if any(lacking):
-                yield job, start, stop
-
-
-def _in_slabs(plan: Plan, job: Job) -> bool:
-    return plan.streams and all(
-        rows_stand_alone(plan.targets[number].layout, use) for number, use in job.uses
-    )
+            yield from blockwise.encoded(jobs)
+            return
+        worker = Worker(
+            source=self.checkpoint,
+            rounding=ByRounder(rounder=self.steps.rounder),
+            backends=[target.backend for target in self.plan.targets],
+            done=done,
+        )
+        with torch_threads(1):
+            slabs = pending_slabs(self.plan, jobs, done)
+            yield from encode_ahead(executor, worker, slabs, self.plan.threads)
 
 
 def _kept_whole(plan: Plan) -> list[str]:
     """Tensors that some target must have whole, so that all targets get them so."""
     jobs = make_jobs(plan.model, plan.targets)
-    return sorted(use.name for job in jobs if not _in_slabs(plan, job) for _, use in job.uses)
+    return sorted(use.name for job in jobs if not in_slabs(plan, job) for _, use in job.uses)
 
 
 def _write(
@@ -220,7 +204,9 @@ def _seal(writer: ArtifactWriter, observer: Observer) -> Artifact:
     return artifact
 
 
-def _started(plan: Plan, writers: Sequence[ArtifactWriter]) -> ConversionStarted:
+def _started(
+    plan: Plan, passes: Passes | None, writers: Sequence[ArtifactWriter]
+) -> ConversionStarted:
     return ConversionStarted(
         source=str(plan.source),
         targets=tuple(target.label for target in plan.targets),
@@ -228,32 +214,35 @@ def _started(plan: Plan, writers: Sequence[ArtifactWriter]) -> ConversionStarted
         weights=sum(target.weights for target in plan.targets),
         nbytes_out=plan.needs.disk_nbytes,
         resumed_nbytes=sum(writer.done_nbytes() for writer in writers),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *(passes.warnings if passes else ())),
     )
 
 
-def _fingerprint(source: str, plan: Plan, target: TargetPlan, whole: Sequence[str]) -> str:
+class _Fingerprint:
     """What must be equal for a partial artifact to be gone on with.
 
     The bytes depend on all of it but how tensors are cut into slabs, which the journal records.
     """
-    sha256 = hashlib.sha256()
-    made_by = [__version__, plan.plugins, plan.method, plan.needs.slab_weights]
-    facts = [made_by, source, whole, target.to_json()]
-    sha256.update(json.dumps(facts, sort_keys=True).encode())
-    for file in target.layout.files:
-        sha256.update(file.header)
-    return sha256.hexdigest()
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, passes: Passes | None) -> None:
+        self._facts = [
+            [__version__, plan.plugins, plan.method, plan.needs.slab_weights],
+            checkpoint.fingerprint(),
+            _kept_whole(plan),
+            _passes_facts(passes),
+        ]
+
+    def of(self, target: TargetPlan) -> str:
+        """The fingerprint of one target, as hex."""
+        sha256 = hashlib.sha256()
+        sha256.update(json.dumps([*self._facts, target.to_json()], sort_keys=True).encode())
+        for file in target.layout.files:
+            sha256.update(file.header)
+        return sha256.hexdigest()
 
 
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Slabs run side by side, so torch must not split each operation over the same cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _passes_facts(passes: Passes | None) -> list[str] | None:
+    if passes is None:
+        return None
+    model = passes.model
+    return [passes.digest, str(passes.sequential), str(model.device), str(model.dtype)]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from qconv.tensors import QuantTensor
 
 if TYPE_CHECKING:
-    from qconv.conversion._work import Rows
+    import torch
+
+    from qconv.conversion._work import Rounding, Rows
     from qconv.grids import Grid
     from qconv.plugin import Rounder, TensorPlan
     from qconv.statistics import Statistics
@@ -63,3 +65,34 @@ def _joined(rows: Rows, parts: list[QuantTensor]) -> QuantTensor:
     if (rows.start, rows.stop) == (0, whole.shape[0]):
         return whole
     return whole.take_rows(range(rows.start, rows.stop))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """Another rounding, whose decoded results are kept: what the next block will see.
+
+    kept: decoded source tensors by name, (rows, columns) float32
+    """
+
+    rounding: Rounding
+    kept: dict[str, torch.Tensor]
+
+    def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
+        """Quantize the slab, and keep its values in the order of the sources."""
+        result = self.rounding.quantize(rows, plan, grid)
+        values = result.dequantize()
+        counts = [count for _, count in rows.job.sources]
+        if (rows.start, rows.stop) == (0, sum(counts)):
+            self._keep(rows, values, counts)
+        return result
+
+    def _keep(self, rows: Rows, values: torch.Tensor, counts: list[int]) -> None:
+        import torch
+
+        if rows.job.order is not None:
+            index = torch.tensor(list(rows.job.order.index), device=values.device)
+            placed = torch.empty_like(values)
+            placed[index] = values
+            values = placed
+        for (name, _), part in zip(rows.job.sources, torch.split(values, counts), strict=True):
+            self.kept[name] = part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +151,45 @@ class LiveBlock:
             collector.end()
             memory.forget()
         return collector.total({ref.source: ref.shape[1] for ref in self.linears}), outputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the block computes in."""
+        return next(self.module.parameters()).dtype
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The module's parameters as the checkpoint has them, float32 by path; not to be modified.
+
+        Memory: nothing new where the model's dtype is float32 and nothing was loaded.
+        """
+        import torch
+
+        made: dict[str, torch.Tensor] = {}
+        for path, pieces in self._pieces.items():
+            own = _get(self.module, path)
+            if own.dtype == torch.float32 and path not in self._own:
+                made[path] = own.detach()
+                continue
+            made[path] = torch.empty(own.shape, dtype=torch.float32, device=own.device)
+            for piece in pieces:
+                piece.of_parameter(made[path]).copy_(piece.of_source(self.tensors[piece.source]))
+        return made
+
+    def sources(
+        self, parameters: Mapping[str, torch.Tensor], changed: Collection[str]
+    ) -> dict[str, torch.Tensor]:
+        """The checkpoint's tensors that fill the ``changed`` parameters, as stored, float32.
+
+        parameters: by path; only those in ``changed`` are looked at
+        """
+        made: dict[str, torch.Tensor] = {}
+        for path in sorted(changed):
+            for piece in self._pieces[path]:
+                stored = self.tensors[piece.source]
+                if piece.source not in made:
+                    made[piece.source] = stored.clone()
+                piece.of_source(made[piece.source]).copy_(piece.of_parameter(parameters[path]))
+        return made
 
     def _forward(
         self, hidden: Hidden, window: int, overrides: dict[str, torch.Tensor]

@@ -1,0 +1,391 @@
+"""Conversion with calibration: block by block, statistics, transforms, rounding, encoding.
+
+Peak memory: one block in float32, as read and as transforms left it, its statistics, the hidden
+states of the calibration windows (twice for learned rounding), and what is encoded of one tensor
+per thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qconv.conversion._ahead import encode_ahead, pending_slabs, torch_threads
+from qconv.conversion._block_source import BlockSource
+from qconv.conversion._folding import BlockState, Landing, transformed
+from qconv.conversion._journal import Slab
+from qconv.conversion._learning import LearningBlock
+from qconv.conversion._rounding import Beforehand, ByRounder, Keeping
+from qconv.conversion._work import Worker
+from qconv.errors import GateFailed
+from qconv.plugin import BlockStarted
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
+    from qconv.checkpoint import Checkpoint
+    from qconv.conversion._slabs import Job
+    from qconv.conversion._work import Encoded, Rounding
+    from qconv.model import BlockInfo, BlockModel, Hidden, LiveBlock
+    from qconv.planning import Plan
+    from qconv.plugin import BlockRounder, Event, Rounder, Transform
+    from qconv.statistics import Statistics
+    from qconv.tensors import QuantTensor
+
+_log = logging.getLogger("qconv")
+
+#: The most that a block's output may move, relative to its size, when scales are folded in: some
+#: hundred roundings of the dtype that it is computed in.
+_ROUNDINGS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The instances of a method chain.
+
+    rounder: of tensors; where ``block_rounder`` is given, of what that leaves
+    gram: a step needs whole Gram matrices, not the diagonal only
+    """
+
+    transforms: tuple[Transform, ...] = ()
+    rounder: Rounder
+    block_rounder: BlockRounder | None = None
+    gram: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """What the forward passes run on.
+
+    windows: 1-D int64 token ids each
+    digest: of the windows, part of what decides on the bytes
+    sequential: statistics from the blocks as each target has quantized them
+    min_tokens_per_expert: fewer for a linear weight are an error
+    warnings: what the user should know of the windows
+    """
+
+    model: BlockModel
+    windows: Sequence[torch.Tensor]
+    digest: str
+    sequential: bool = False
+    min_tokens_per_expert: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stream:
+    """Hidden states on their way through the blocks, and the targets they are for."""
+
+    targets: frozenset[int]
+    hidden: Hidden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A block, and what targets that land alike want of it.
+
+    inputs, outputs: hidden states before and after the float block; the same object where only
+        the outputs are needed
+    """
+
+    live: LiveBlock
+    inputs: Hidden
+    outputs: Hidden
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blockwise:
+    """One conversion with calibration.
+
+    done: slabs each target has already
+    """
+
+    plan: Plan
+    checkpoint: Checkpoint
+    steps: Steps
+    passes: Passes
+    done: Sequence[frozenset[Slab]]
+    executor: Executor
+    observer: Callable[[Event], None]
+
+    def encoded(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Encoded]]:
+        """Encode all jobs: blocks in order, then what lies outside of them."""
+        model = self.passes.model
+        inside, outside = self._by_block(jobs)
+        with model.begin(self.passes.windows) as hidden:
+            streams = self._streams(hidden)
+            for info in model.blocks:
+                self.observer(
+                    BlockStarted(block=info.name, number=info.index, blocks=len(model.blocks))
+                )
+                for stream in streams:
+                    yield from self._block(info, stream, inside.get(info.name, ()))
+            statistics = self._head_statistics(streams[0].hidden)
+            for stream in streams:
+                stream.hidden.close()
+        rounding = ByRounder(rounder=self.steps.rounder, statistics=statistics)
+        worker = Worker(
+            source=self.checkpoint,
+            rounding=rounding,
+            backends=[target.backend for target in self.plan.targets],
+            done=self.done,
+        )
+        with self._rounding():
+            slabs = pending_slabs(self.plan, outside, self.done)
+            yield from encode_ahead(self.executor, worker, slabs, self.plan.threads)
+
+    def _by_block(self, jobs: Sequence[Job]) -> tuple[dict[str, list[Job]], list[Job]]:
+        """Jobs by the block that all their sources are in, and the rest."""
+        home = {name: info.name for info in self.passes.model.blocks for name in info.sources}
+        inside: dict[str, list[Job]] = {}
+        outside: list[Job] = []
+        for job in jobs:
+            homes = {home.get(name) for name, _ in job.sources}
+            block = homes.pop() if len(homes) == 1 else None
+            (inside.setdefault(block, []) if block else outside).append(job)
+        return inside, outside
+
+    def _streams(self, hidden: Hidden) -> list[_Stream]:
+        everyone = range(len(self.plan.targets))
+        if not self.passes.sequential:
+            return [_Stream(targets=frozenset(everyone), hidden=hidden)]
+        return [
+            _Stream(targets=frozenset([number]), hidden=hidden if number == 0 else hidden.fork())
+            for number in everyone
+        ]
+
+    def _block(
+        self, info: BlockInfo, stream: _Stream, jobs: Sequence[Job]
+    ) -> Iterator[tuple[Job, Encoded]]:
+        """Take one stream through one block, encoding what its targets lack of it."""
+        wanted = [job for job in (_only(job, stream.targets) for job in jobs) if job.uses]
+        if not self.passes.sequential and not any(self._lacks(job) for job in wanted):
+            with self.passes.model.block(info.index) as live, self._running():
+                live.advance(stream.hidden)
+            return
+        again = bool(self.steps.transforms) or self.steps.block_rounder is not None
+        keep = again or self.passes.sequential  # the inputs are needed once more
+        with self.passes.model.block(info.index) as live:
+            with self._running():
+                statistics, outputs = live.collect(
+                    stream.hidden, gram=self.steps.gram, replace=not keep
+                )
+            self._check_experts(live, statistics)
+            start = BlockState(name=info.name, parameters=live.parameters(), statistics=statistics)
+            for group in _groups(wanted, apart=again):
+                work = _Work(live=live, inputs=stream.hidden, outputs=outputs, jobs=group)
+                yield from self._group(work, start)
+            if self.passes.sequential:
+                outputs.close()
+            elif keep:
+                stream.hidden.close()
+                stream.hidden = outputs
+
+    def _group(self, work: _Work, start: BlockState) -> Iterator[tuple[Job, Encoded]]:
+        """Carry out the chain for targets that get the same values of this block."""
+        live = work.live
+        state = self._transformed(work, start)
+        tensors = {**live.tensors, **live.sources(state.parameters, state.changed)}
+        source = BlockSource(
+            checkpoint=self.checkpoint,
+            tensors=tensors,
+            changed=frozenset(name for name in tensors if tensors[name] is not live.tensors[name]),
+        )
+        rounder = ByRounder(rounder=self.steps.rounder, statistics=state.statistics)
+        rounding: Rounding = rounder
+        if self.steps.block_rounder is not None:
+            rounding = Beforehand(rounded=self._learned(work, state, tensors), otherwise=rounder)
+        if not self.passes.sequential:
+            yield from self._encode(work.jobs, source, rounding)
+            return
+        kept: dict[str, torch.Tensor] = {}
+        yield from self._encode(
+            work.jobs, source, Keeping(rounding=rounding, kept=kept), lacking_only=False
+        )
+        flipped = {ref.source for ref in live.linears if ref.transposed}
+        decoded = {name: value.t() if name in flipped else value for name, value in kept.items()}
+        with self._running():
+            live.load({**tensors, **decoded})
+            live.advance(work.inputs)
+
+    def _transformed(self, work: _Work, state: BlockState) -> BlockState:
+        """The block after all transforms, checked to do what it did.
+
+        Raises:
+            RuntimeError: it does not.
+        """
+        if not self.steps.transforms:
+            return state
+        live, landing = work.live, _landing(work.jobs)
+        with self._running():
+            live.load(live.tensors)  # an earlier group may have left others
+            folds = live.topology(work.inputs).folds
+        with self._rounding():
+            for step in self.steps.transforms:
+                state = transformed(
+                    state, step, folds, live.linears, landing, executor=self.executor
+                )
+        with self._running():
+            live.load(live.sources(state.parameters, state.changed))
+            _check_composition(work)
+        return state
+
+    def _learned(
+        self, work: _Work, state: BlockState, tensors: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, QuantTensor]:
+        """What the block rounder makes of all linear weights that land on a grid."""
+        if self.steps.block_rounder is None:
+            return {}
+        landing = _landing(work.jobs)
+        grids = {
+            ref.source: grid
+            for ref in work.live.linears
+            if (grid := landing.get(ref.source, Landing()).grid) is not None and not ref.transposed
+        }
+        block = LearningBlock(
+            name=state.name,
+            weights={name: tensors[name] for name in grids},
+            live=work.live,
+            inputs=work.inputs,
+            targets=work.outputs,
+        )
+        with self._running():
+            work.live.load(tensors)
+            return self.steps.block_rounder.quantize_block(block, grids, state.statistics)
+
+    def _encode(
+        self,
+        jobs: Sequence[Job],
+        source: BlockSource,
+        rounding: Rounding,
+        *,
+        lacking_only: bool = True,
+    ) -> Iterator[tuple[Job, Encoded]]:
+        """Encode whole tensors on all threads, and yield what targets lack of them.
+
+        lacking_only: False: also quantize what all targets have, for what comes after
+        """
+        worker = Worker(
+            source=source,
+            rounding=rounding,
+            backends=[target.backend for target in self.plan.targets],
+            done=self.done if lacking_only else [frozenset() for _ in self.done],
+        )
+        wanted = [job for job in jobs if not lacking_only or self._lacks(job)]
+        with self._rounding():
+            pending = ((job, 0, job.rows) for job in wanted)
+            for job, encoded in encode_ahead(self.executor, worker, pending, self.plan.threads):
+                yield job, [each for each in encoded if each[1] not in self.done[each[0]]]
+
+    def _lacks(self, job: Job) -> bool:
+        return any(
+            Slab(tensor=use.name, start=0, stop=job.rows) not in self.done[number]
+            for number, use in job.uses
+        )
+
+    def _head_statistics(self, hidden: Hidden) -> Mapping[str, Statistics]:
+        """Of the output projection's input, by its source name."""
+        from qconv.statistics import StatisticsSum
+
+        head = self.passes.model.head
+        if head is None:
+            return {}
+        total = StatisticsSum(hidden.width, device=self.passes.model.device, gram=self.steps.gram)
+        with self._running():
+            for window, rows in enumerate(self.passes.model.finish(hidden)):
+                total.add(rows, hidden.starts[window])
+        return {head: total.total()}
+
+    def _check_experts(self, live: LiveBlock, statistics: Mapping[str, Statistics]) -> None:
+        """Hold experts to the tokens that were asked for, and tell of those that saw none.
+
+        Raises:
+            GateFailed: an expert saw fewer.
+        """
+        tokens = {
+            ref.source: statistics[ref.source].tokens
+            for ref in live.linears
+            if ref.source in statistics
+        }
+        least = self.passes.min_tokens_per_expert
+        for name, count in tokens.items():
+            if least is not None and count < least:
+                raise GateFailed(
+                    f"tensor {name!r}: {count} calibration tokens came through, fewer than the "
+                    f"{least} that --min-tokens-per-expert asks for; give more text (--windows) "
+                    "or lower it"
+                )
+        empty = sum(count == 0 for count in tokens.values())
+        if empty:
+            _log.warning(
+                "%s: %d weights of experts saw no calibration token and are rounded to nearest; "
+                "give more text (--windows)",
+                live.name,
+                empty,
+            )
+
+    def _running(self) -> AbstractContextManager[None]:
+        """All cores for one forward pass."""
+        return torch_threads(self.plan.threads)
+
+    def _rounding(self) -> AbstractContextManager[None]:
+        """One core for each tensor, as several are worked on at once."""
+        return torch_threads(1)
+
+
+def _only(job: Job, targets: frozenset[int]) -> Job:
+    """The job for some of its targets."""
+    return replace(job, uses=tuple(use for use in job.uses if use[0] in targets))
+
+
+def _groups(jobs: Sequence[Job], *, apart: bool) -> Iterable[Sequence[Job]]:
+    """Jobs by the targets whose weights land alike, so that the chain does the same for them.
+
+    apart: False: what is done to a tensor depends on that tensor only, so all go together
+    """
+    if not apart:
+        return [jobs]
+    targets = sorted({number for job in jobs for number, _ in job.uses})
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for number in targets:
+        mine = [_only(job, frozenset([number])) for job in jobs]
+        key = tuple(
+            (name, str(where.grid and where.grid.spec()), where.activation)
+            for name, where in sorted(_landing(mine).items())
+        )
+        alike.setdefault(key, []).append(number)
+    return [
+        [job for job in (_only(job, frozenset(numbers)) for job in jobs) if job.uses]
+        for numbers in alike.values()
+    ]
+
+
+def _landing(jobs: Sequence[Job]) -> dict[str, Landing]:
+    """Where every source tensor lands, for targets that agree on it."""
+    return {
+        name: Landing(grid=use.grid, activation=use.activation)
+        for job in jobs
+        for _, use in job.uses
+        for name in use.sources
+    }
+
+
+def _check_composition(work: _Work) -> None:
+    import torch
+
+    with torch.no_grad():
+        before = work.outputs[0].float()
+        after = work.live.run(work.inputs, 0).float()
+        moved = float((after - before).norm() / before.norm().clamp(min=1e-30))
+    allowed = _ROUNDINGS * torch.finfo(work.live.dtype).eps
+    if not moved <= allowed:
+        raise RuntimeError(
+            f"{work.live.name}: folding scales in changed the block's output by {moved:.2g} of its "
+            f"size, more than the {allowed:.2g} that rounding explains"
+        )
