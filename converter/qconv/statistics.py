@@ -88,6 +88,8 @@ class Statistics:
                 f"statistics of {self.features} and of {other.features} features do not add up; "
                 "add statistics of one linear input only"
             )
+        if not (self.tokens and other.tokens):  # nothing seen is no reason to lose the Gram matrix
+            return self if self.tokens else other
         both = self.gram_sum is not None and other.gram_sum is not None
         sample, priority = _lowest(
             torch.cat([self.sample, other.sample]), torch.cat([self.priority, other.priority])

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from qconv.calibration._build import build_windows
+from qconv.calibration._calibrate import Calibrated, add_calibrations, calibrate
 from qconv.calibration._corpus import CorpusCounts
 from qconv.calibration._evaluation import evaluation_windows
-from qconv.calibration._settings import Calibration
+from qconv.calibration._file import (
+    CalibrationFile,
+    CalibrationMetadata,
+    load_calibration,
+    save_calibration,
+)
+from qconv.calibration._json import CalibrationJson
+from qconv.calibration._running import InputStatistics, Seen, check_tokens, collect_statistics
+from qconv.calibration._settings import BUILTIN, SELF, Calibration
 from qconv.calibration._windows import Origin, SourceReport, Windows, WindowsReport
 
 __all__ = [
+    "BUILTIN",
+    "SELF",
+    "Calibrated",
     "Calibration",
+    "CalibrationFile",
+    "CalibrationJson",
+    "CalibrationMetadata",
     "CorpusCounts",
+    "InputStatistics",
     "Origin",
+    "Seen",
     "SourceReport",
     "Windows",
     "WindowsReport",
+    "add_calibrations",
     "build_windows",
+    "calibrate",
+    "check_tokens",
+    "collect_statistics",
     "evaluation_windows",
+    "load_calibration",
+    "save_calibration",
 ]

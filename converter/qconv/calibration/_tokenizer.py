@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import QconvError, UnreadableInput, Unsupported, UsageError
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 
 if TYPE_CHECKING:
     from qconv.calibration._document import Document
@@ -35,14 +35,16 @@ class ModelTokenizer:
 
     @property
     def begin(self) -> int | None:
-        """The token that begins a text, or None."""
-        token = self._tokenizer.bos_token_id
-        return None if token is None else int(token)
+        """The token that the tokenizer puts before every text, or None."""
+        first = self._ids("a", special=True)[0]
+        return first if first == self._tokenizer.bos_token_id else None
 
     @property
-    def special(self) -> frozenset[int]:
-        """Tokens that are no text."""
-        return frozenset(self._tokenizer.all_special_ids)
+    def words(self) -> list[int]:
+        """All ids that stand for text, sorted."""
+        marks = set(self._tokenizer.all_special_ids)
+        known = {int(each) for each in self._tokenizer.get_vocab().values()}
+        return sorted(each for each in known - marks if self._size is None or each < self._size)
 
     def encode(self, document: Document, *, chat_template: bool) -> list[int]:
         """Token ids of a document, marked where it begins and ends, once.
@@ -74,9 +76,9 @@ class ModelTokenizer:
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
         except ImportError as error:
-            raise UsageError(
-                f"{self._name}: its chat template needs jinja2, which is not installed; "
-                "pip install jinja2, or calibrate without --chat-template"
+            raise BrokenPlugin(
+                f"{self._name}: its chat template cannot be rendered: {error}; "
+                "pip install 'qconv[calibration]', or use --no-chat-template"
             ) from error
         except Exception:  # noqa: BLE001 - a template is a program of the publisher's
             self.templates_failed += 1
@@ -126,8 +128,9 @@ def _load(model: ModelInfo) -> Any:  # noqa: ANN401 - transformers has no type f
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise UsageError(
-            "calibration needs transformers, which is not installed; pip install transformers"
+        raise BrokenPlugin(
+            f"calibration text becomes tokens with transformers, which cannot be imported: {error};"
+            " pip install 'qconv[calibration]'"
         ) from error
     with tempfile.TemporaryDirectory(prefix="qconv-tokenizer-") as folder:
         for name, data in model.files.items():
@@ -136,8 +139,6 @@ def _load(model: ModelInfo) -> Any:  # noqa: ANN401 - transformers has no type f
             return AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-        except QconvError:
-            raise
         except Exception as error:  # transformers raises many kinds for files of strangers
             raise UnreadableInput(
                 f"{model.name}: its tokenizer files cannot be loaded: {type(error).__name__}: "

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qconv.calibration._corpus import CorpusCounts  # noqa: TC001 - pydantic reads the annotation
+
 if TYPE_CHECKING:
     import torch
-
-    from qconv.calibration._corpus import CorpusCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
