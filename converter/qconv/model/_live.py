@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from qconv.model._hidden import Hidden
+    from qconv.model._topology import Topology
     from qconv.model._weights import Weights
     from qconv.statistics import Statistics
 
@@ -151,6 +152,21 @@ class LiveBlock:
             collector.end()
             memory.forget()
         return collector.total({ref.source: ref.shape[1] for ref in self.linears}), outputs
+
+    def topology(self, hidden: Hidden, known: Sequence[Topology] = ()) -> Topology:
+        """Which linears share an input, and where scales fold in, found by running.
+
+        Runs in float64 on the first tokens of a window. known: topologies of other blocks, to be
+        verified here and taken over instead of probing, which takes several times as long.
+
+        Raises:
+            Unsupported: the block cannot be run in float64.
+        """
+        from qconv.model._probe_window import probe_window
+
+        window = max(range(len(hidden)), key=lambda each: min(hidden.lengths[each], 32))
+        arguments = hidden.arguments(window, self.index)
+        return probe_window(self.module, hidden[window], arguments, known)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -43,7 +43,7 @@ def probe_block(
     Raises:
         Unsupported: the block cannot be run so.
     """
-    call = BlockCall(block=block, hidden=hidden, args=tuple(args), kwargs=kwargs or {})
+    call = _call(block, hidden, args, kwargs)
     try:
         world = World(call)
         checker = Checker(call, world.deals)
@@ -53,6 +53,7 @@ def probe_block(
         raise _cannot_run(block, error) from error
     judged = zip(candidates, verdicts, strict=True)
     return Topology(
+        shapes=parameter_shapes(block),
         inputs=world.input_groups(),
         folds=tuple(f for each, verdict in judged if verdict.accepted for f in each.folds),
         verdicts=tuple(verdicts),
@@ -76,11 +77,25 @@ def folding_error(
     Raises:
         Unsupported: the block cannot be run so.
     """
-    call = BlockCall(block=block, hidden=hidden, args=tuple(args), kwargs=kwargs or {})
+    call = _call(block, hidden, args, kwargs)
     try:
         return Checker(call, World(call).deals).error(folds)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise _cannot_run(block, error) from error
+
+
+def parameter_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a block, by path."""
+    return {path: tuple(parameter.shape) for path, parameter in block.named_parameters()}
+
+
+def _call(
+    block: nn.Module,
+    hidden: torch.Tensor,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+) -> BlockCall:
+    return BlockCall(block=block, hidden=hidden.detach(), args=tuple(args), kwargs=kwargs or {})
 
 
 def _cannot_run(block: nn.Module, error: Exception) -> Unsupported:

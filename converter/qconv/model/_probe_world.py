@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qconv.model._probe_channels import Reading, read
@@ -21,15 +22,16 @@ _NUMBER = re.compile(r"\d+")
 class World:
     """The block with random numbers for the outputs of its linears and for its vectors.
 
-    The vectors, norms' weights among them, are random too, so that no zero or one among the real
-    ones can make two different formulas look the same.
+    The vectors, norms' weights among them, and the hidden states are random too, so that no zero
+    or one among the real ones can hide a channel, or make two different formulas look the same.
 
     deals: where dealing tokens to experts begins, in as many runs as it takes to reach all experts
     unreached: weights no token came to, as names with ``#`` for numbers
     """
 
     def __init__(self, call: BlockCall) -> None:
-        self.call = call
+        random = random_normal("hidden states", call.hidden.shape, call.hidden.device)
+        self.call = replace(call, hidden=random)
         self.parameters = call.parameters()
         self.vectors = {
             path: 0.5 + random_normal(path, tensor.shape, tensor.device).abs()

@@ -89,9 +89,11 @@ class Verdict:
 class Topology:
     """The topology of one block.
 
+    shapes: the block's parameters by path; what two blocks of one kind have in common
     inputs: linears that are given one and the same input, in order of use
     """
 
+    shapes: Mapping[str, tuple[int, ...]]
     inputs: tuple[tuple[LinearPart, ...], ...]
     folds: tuple[BlockFold, ...]
     verdicts: tuple[Verdict, ...]
