@@ -108,7 +108,7 @@ class LearnedWeight:
 def _spread(
     grid: Grid, parameters: Parameters, shape: tuple[int, ...], every: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, Levels]:
-    """Scale and offset of each ``every``-th column, (rows, columns / every) each, and the levels."""
+    """Scale and offset of each ``every``-th column: (rows, columns / every); and the levels."""
     import torch
 
     found = [grid.column(parameters, index) for index in range(0, shape[1], every)]
