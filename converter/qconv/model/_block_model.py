@@ -18,6 +18,7 @@ from qconv.model._recording import Pool, Recorder
 from qconv.model._skeleton import Skeleton, build_skeleton
 from qconv.model._tail import Tail
 from qconv.model._weights import Weights
+from qconv.model._whole import materialise_whole
 
 if TYPE_CHECKING:
     import torch
@@ -153,9 +154,8 @@ class BlockModel:
         import torch
 
         with self._outside.lent(torch.zeros(1, dtype=torch.int64)):
-            yield Tail(
-                self._skeleton.model, self._recorder, self.device, head=self.head is not None
-            )
+            head = None if self.head is None else self._skeleton.model.get_output_embeddings()
+            yield Tail(self._skeleton.model, self._recorder, self.device, head=head)
 
     def finish(self, hidden: Hidden) -> Iterator[torch.Tensor]:
         """Every window's last hidden states as the head sees them: (tokens, hidden)."""
@@ -170,6 +170,16 @@ class BlockModel:
         """
         with self.tail() as tail:
             return tail.logits(state)
+
+    def whole(self) -> Any:
+        """The transformers model with all its weights, in eval mode, for running it freely.
+
+        Memory: the whole model in its dtype.
+
+        Raises:
+            NotEnoughResources: it does not fit into ``max_ram`` or the memory that is free.
+        """
+        return materialise_whole(self._skeleton.model, self._weights, self.device, self._max_ram)
 
     def _record(self, window: torch.Tensor) -> tuple[torch.Tensor, tuple[Arguments, ...]]:
         tokens = window.to(self.device)[None]
@@ -197,14 +207,20 @@ class BlockModel:
                 )
 
     def _reserve(self) -> int:
-        """Bytes that the largest block takes, alone with what it is read through."""
+        """Bytes that the largest block takes: weights, changed weights, and its Gram matrices.
+
+        Raises:
+            NotEnoughResources: its weights alone do not fit into ``max_ram``.
+        """
         largest = max(self.blocks, key=lambda block: block.nbytes)
         if self._max_ram is not None and largest.nbytes > self._max_ram:
             raise NotEnoughResources(
                 f"block {largest.name!r} takes {largest.nbytes} bytes in {self.dtype}, more than "
                 f"--max-ram {self._max_ram}; raise it, or use --dtype bfloat16"
             )
-        return largest.nbytes
+        shapes = [self._checkpoint.model.tensors[source].shape for source in largest.sources]
+        grams = sum(4 * shape[-1] ** 2 for shape in shapes if len(shape) == 2)
+        return 2 * largest.nbytes + grams
 
 
 def _blocks(skeleton: Skeleton, placement: Placement) -> tuple[BlockInfo, ...]:
@@ -239,9 +255,18 @@ def _head(skeleton: Skeleton, placement: Placement) -> str | None:
 
 
 def _limits(skeleton: Skeleton) -> tuple[int, int | None]:
+    from torch import nn
+
     config = skeleton.model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
-    return int(config.vocab_size), context if isinstance(context, int) and context > 0 else None
+    if not isinstance(context, int) or context <= 0:
+        return int(config.vocab_size), None
+    for name, module in skeleton.model.named_modules():
+        # RoBERTa counts positions from after the padding's row of the table
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            context = min(context, module.num_embeddings - skipped)
+    return int(config.vocab_size), context
 
 
 def _buffers_to(model: Any, device: torch.device) -> None:

@@ -133,16 +133,20 @@ def _build(config: Any, is_decoder: bool, dtype: torch.dtype) -> Any:  # noqa: F
     from transformers import AutoModel, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM if is_decoder else AutoModel
-    _set(config, "use_cache", value=False)
+    for name in ("use_cache", "output_attentions", "output_hidden_states", "output_router_logits"):
+        _set(config, name, value=False)
     # Fused experts by their plain loop: what each expert multiplies is then seen, expert by expert.
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "eager"
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(_empty_on_meta())
+        # Soft-capped scores (Gemma 2) are not in sdpa, and transformers 4 would leave them out.
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         try:
-            return auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        except ValueError as error:  # a model without scaled_dot_product_attention
+            attention = "eager" if capped else "sdpa"
+            return auto.from_config(config, dtype=dtype, attn_implementation=attention)
+        except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
             return auto.from_config(config, dtype=dtype, attn_implementation="eager")
@@ -175,16 +179,30 @@ def _to_meta(model: nn.Module) -> None:
     """Take the memory from parameters that were not made by ``torch.empty``; ties stay."""
     import torch
 
+    exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     known: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             if id(parameter) not in known:
-                known[id(parameter)] = torch.nn.Parameter(
-                    parameter.detach().to("meta"), requires_grad=False
-                )
+                keep = _named(f"{path}.{name}", exact)
+                value = parameter.detach().to("meta", torch.float32 if keep else parameter.dtype)
+                known[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
             module._parameters[name] = known[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _named(f"{path}.{name}", exact):
+                module._buffers[name] = buffer.float()
+            if buffer is not None and buffer.is_meta:
+                raise Unsupported(
+                    f"{type(module).__name__}: transformers leaves buffer {f'{path}.{name}'!r} "
+                    "without values; use --method rtn, which runs no model"
+                )
+
+
+def _named(path: str, names: tuple[str, ...]) -> bool:
+    """A component of the path, or the path's end, is one of ``names``."""
+    return any(f".{name}." in f".{path}." for name in names)
 
 
 def _find_blocks(model: nn.Module, name: str) -> tuple[str, nn.ModuleList]:

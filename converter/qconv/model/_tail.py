@@ -5,29 +5,52 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import Unsupported
+from qconv.statistics import Statistics, StatisticsSum
 
 if TYPE_CHECKING:
     import torch
 
+    from qconv.model._hidden import Hidden
     from qconv.model._recording import Recorder
+
+
+class _Reached(Exception):
+    """The head was called: its input is known."""
 
 
 class Tail:
     """Final norm and head, materialised from the first use until the context ends.
 
-    Memory: the head in the model's dtype, ``vocab_size * hidden`` values, once logits are asked.
+    Memory: the head in the model's dtype, ``vocab_size * hidden`` values, once logits are asked;
+    the head is not needed for :meth:`normed` and :meth:`statistics`.
     """
 
-    def __init__(self, model: Any, recorder: Recorder, device: torch.device, *, head: bool) -> None:
+    def __init__(self, model: Any, recorder: Recorder, device: torch.device, *, head: Any) -> None:
         self._model, self._recorder, self._device, self._head = model, recorder, device, head
 
     def normed(self, state: torch.Tensor) -> torch.Tensor:
-        """The last hidden states as the head sees them: (tokens, hidden).
+        """The last hidden states, as the head multiplies them: (tokens, hidden).
 
         state: (tokens, hidden), the last block's output
         """
-        output: torch.Tensor = self._run(self._model.base_model, state)[0]
-        return output[0]
+        if self._head is None:
+            last: torch.Tensor = self._run(state)[0]
+            return last[0]
+        inputs: list[torch.Tensor] = []
+
+        def reached(module: Any, args: tuple[Any, ...]) -> None:
+            del module
+            inputs.append(args[0])
+            raise _Reached
+
+        handle = self._head.register_forward_pre_hook(reached, prepend=True)
+        try:
+            self._run(state)
+        except _Reached:
+            return inputs[0][0]
+        finally:
+            handle.remove()
+        raise self._headless()
 
     def logits(self, state: torch.Tensor) -> torch.Tensor:
         """(tokens, vocab) float32.
@@ -37,18 +60,33 @@ class Tail:
         Raises:
             Unsupported: the model has no head.
         """
-        if not self._head:
-            raise Unsupported(
-                f"{type(self._model).__name__} has no head that predicts tokens, so there are no "
-                "logits; compare its hidden states instead"
-            )
-        logits: torch.Tensor = self._run(self._model, state).logits
+        if self._head is None:
+            raise self._headless()
+        logits: torch.Tensor = self._run(state).logits
         return logits[0].float()
 
-    def _run(self, model: Any, state: torch.Tensor) -> Any:
+    def statistics(self, hidden: Hidden, *, gram: bool = True) -> Statistics:
+        """Statistics of the head's input.
+
+        hidden: the last block's outputs
+        """
+        total: StatisticsSum | None = None
+        for window in range(len(hidden)):
+            rows = self.normed(hidden[window])
+            total = total or StatisticsSum(rows.shape[-1], device=rows.device, gram=gram)
+            total.add(rows, hidden.starts[window])
+        return (total or StatisticsSum(hidden.width, gram=gram)).total()
+
+    def _run(self, state: torch.Tensor) -> Any:
         import torch
 
         # The tokens do not matter: what the embedding makes of them is replaced by the state.
         tokens = torch.zeros(1, len(state), dtype=torch.int64, device=self._device)
         with torch.no_grad():
-            return self._recorder.after(state.to(self._device)[None], lambda: model(tokens))
+            return self._recorder.after(state.to(self._device)[None], lambda: self._model(tokens))
+
+    def _headless(self) -> Unsupported:
+        return Unsupported(
+            f"{type(self._model).__name__} has no head that predicts tokens, so there are no "
+            "logits; compare its hidden states instead"
+        )
