@@ -9,6 +9,7 @@ import typer
 from qconv._version import __version__
 
 from ._output import write_line
+from .calibrate import calibrate
 from .convert import convert
 from .inspect import inspect
 from .plan import plan
@@ -37,6 +38,9 @@ def build_app() -> typer.Typer:
     app.callback(epilog=_EPILOG)(_root)
     app.command("convert", epilog=_CONVERT, short_help="Write artifacts.")(convert)
     app.command("plan", epilog=_PLAN, short_help="Show what would be written.")(plan)
+    app.command("calibrate", epilog=_CALIBRATE, short_help="Keep windows and statistics.")(
+        calibrate
+    )
     app.command("inspect", epilog=_INSPECT, short_help="Show what a file holds.")(inspect)
     app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and formats.")(
         plugins
@@ -71,6 +75,13 @@ Examples:
   qconv plan models/smollm2 --to gguf:q4_k_m
   qconv plan models/smollm2 --to gguf:q4_k_m --tensors
   qconv plan models/smollm2 --to gguf:q4_k_m --json"""
+
+_CALIBRATE = """\b
+Examples:
+  qconv calibrate models/smollm2 -o calibration.safetensors
+  qconv calibrate models/smollm2 -o c.safetensors --calibration docs/ --calibration builtin=0.3
+  qconv calibrate models/smollm2 -o 1.safetensors --shard 1/2
+  qconv calibrate models/smollm2 -o c.safetensors --add 1.safetensors --add 2.safetensors"""
 
 _INSPECT = """\b
 Examples:

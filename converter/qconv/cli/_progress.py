@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from qconv.plugin import ConversionFinished, ConversionStarted, TensorFinished
+from qconv.plugin import (
+    BlockStarted,
+    Calibrating,
+    ConversionFinished,
+    ConversionStarted,
+    TensorFinished,
+)
 
 from ._output import console, printable, warn
 from ._sizes import format_bytes, format_count, format_seconds
@@ -40,6 +46,7 @@ class Tally:
     tensors_done: int = 0
     nbytes_done: int = 0
     weights_done: int = 0
+    stage: str = ""
 
     @property
     def share(self) -> float:
@@ -71,8 +78,10 @@ class Tally:
         """Everything but the share, in words."""
         done = min(self.nbytes, self.resumed_nbytes + self.nbytes_done)
         left = self.seconds_left
+        stage = [self.stage] if self.stage else []
         return ", ".join(
             [
+                *stage,
                 f"{self.tensors_done}/{self.tensors} tensors",
                 f"{format_bytes(done)} of {format_bytes(self.nbytes)}",
                 f"{format_count(self.weights_per_second)} weights/s",
@@ -82,6 +91,8 @@ class Tally:
 
 
 class _Display(Protocol):
+    def prepare(self, event: Calibrating) -> None: ...
+
     def start(self, event: ConversionStarted) -> None: ...
 
     def show(self, tally: Tally) -> None: ...
@@ -118,6 +129,12 @@ class Progress:
                 now=now,
             )
             self._display.start(event)
+        elif isinstance(event, Calibrating):
+            self._display.prepare(event)
+        elif isinstance(event, BlockStarted) and self._tally is not None:
+            self._tally.stage = f"block {event.number + 1}/{event.blocks}"
+            self._tally.now = self._clock()
+            self._display.show(self._tally)
         elif isinstance(event, TensorFinished) and self._tally is not None:
             self._tally.add(event, self._clock())
             self._display.show(self._tally)
@@ -160,6 +177,11 @@ def _opening(event: ConversionStarted) -> str:
     return printable(f"{event.source} to {', '.join(event.targets)}{resumed}")
 
 
+def _preparing(event: Calibrating) -> str:
+    windows = f"{event.windows} windows" if event.windows else "windows"
+    return printable(f"preparing the model and {windows} of {event.source}")
+
+
 @contextlib.contextmanager
 def reading(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
     """Show how far the reading of a file is, on a terminal; None where there is none."""
@@ -186,6 +208,8 @@ def reading(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] 
 
 
 class _Nothing:
+    def prepare(self, event: Calibrating) -> None: ...
+
     def start(self, event: ConversionStarted) -> None: ...
 
     def show(self, tally: Tally) -> None: ...
@@ -199,6 +223,9 @@ class _Lines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown = 0.0
+
+    def prepare(self, event: Calibrating) -> None:
+        self._print(_preparing(event))
 
     def start(self, event: ConversionStarted) -> None:
         self._print(f"converting {_opening(event)}")
@@ -222,6 +249,9 @@ class _OnTerminal:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._bar: Bar | None = None
+
+    def prepare(self, event: Calibrating) -> None:
+        console(self._stream).print(_preparing(event))
 
     def start(self, event: ConversionStarted) -> None:
         from rich.progress import BarColumn, TextColumn

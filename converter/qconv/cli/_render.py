@@ -40,8 +40,20 @@ def render_plan(plan: Plan, *, every_tensor: bool = False) -> None:
     for target in plan.targets:
         _render_target(plan, target, every_tensor=every_tensor)
     write_line(
-        f"\nmethod {plan.method}; disk {format_bytes(plan.needs.disk_nbytes)}, memory up to "
+        f"\nmethod {plan.method}{_calibrated(plan)}; "
+        f"disk {format_bytes(plan.needs.disk_nbytes)}, memory up to "
         f"{format_bytes(plan.needs.ram_nbytes)} with {plan.threads} threads"
+    )
+
+
+def _calibrated(plan: Plan) -> str:
+    text = plan.calibration
+    if text is None:
+        return ""
+    windows = f"{text.windows} windows" if text.windows else "all windows"
+    return (
+        f", calibrated on {windows} of {text.window_length} tokens of {text.source} "
+        f"({text.statistics} statistics)"
     )
 
 

@@ -19,12 +19,22 @@ def inspect(
     no_values: Annotated[
         bool, typer.Option("--no-values", help="Read no weights, only what describes them.")
     ] = False,
+    topology: Annotated[
+        bool,
+        typer.Option(
+            "--topology",
+            help="Run one block of each kind instead, and show which linears share an input and "
+            "where scales can be folded in.",
+        ),
+    ] = False,
     tensors: given.Tensors = False,
     quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
 ) -> None:
     """Show a checkpoint or artifact: its tensors, their types, and what is wrong with them."""
+    if topology:
+        return _topology(path, as_json=as_json)
     import qconv
 
     from ._progress import reading
@@ -37,3 +47,15 @@ def inspect(
     from ._render import render_inspection
 
     return render_inspection(inspection, every_tensor=tensors)
+
+
+def _topology(path: Path, *, as_json: bool) -> None:
+    from qconv.inspection import inspect_topology
+
+    with results_only():
+        found = inspect_topology(path)
+    if as_json:
+        return write_json(found.to_json())
+    from ._render_topology import render_topology
+
+    return render_topology(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import _options as given
+from ._calibration import WINDOW_LENGTH, WINDOWS, chosen_calibration
 from ._output import results_only, warn, write_json
 from ._sizes import parse_share, parse_size
 
@@ -15,6 +16,16 @@ def plan(
     to: given.To,
     out: given.Out = Path(),
     method: given.Method = "rtn",
+    calibration: given.CalibrationSources = None,
+    windows: given.Windows = WINDOWS,
+    window_length: given.WindowLength = WINDOW_LENGTH,
+    sampling: given.SamplingOption = given.Sampling.random,
+    no_packing: given.NoPacking = False,
+    seed: given.Seed = 0,
+    min_tokens_per_expert: given.MinTokensPerExpert = None,
+    statistics: given.StatisticsOption = None,
+    device: given.Device = "auto",
+    dtype: given.Dtype = given.Dtypes.auto,
     search: given.SearchOption = given.Search.default,
     max_fallback: given.MaxFallback = None,
     allow_unused: given.AllowUnused = False,
@@ -30,12 +41,25 @@ def plan(
 
     share = None if max_fallback is None else parse_share(max_fallback, "--max-fallback")
     nbytes = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    text = chosen_calibration(
+        calibration,
+        windows=windows,
+        window_length=window_length,
+        sampling=sampling,
+        no_packing=no_packing,
+        seed=seed,
+        min_tokens_per_expert=min_tokens_per_expert,
+    )
     with results_only():
         made = qconv.plan(
             model,
             to,
             out=out,
             method=method,
+            calibration=text,
+            statistics=statistics.value if statistics else None,
+            device=device,
+            dtype=dtype.value,
             force=force,
             max_fallback=share,
             allow_unused=allow_unused,
