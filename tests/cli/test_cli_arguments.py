@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import qconv
+from qconv.calibration import Calibration
+from qconv.cli._calibration import WINDOW_LENGTH, WINDOWS
 from qconv.cli._default_command import with_command
 from qconv.errors import UsageError
 
@@ -47,6 +49,10 @@ def test_defaults_are_those_of_the_api(qconv_cli: Cli, asked: dict[str, Any]) ->
         "to": ["gguf:q8_0"],
         "out": Path(),
         "method": "rtn",
+        "calibration": None,
+        "statistics": None,
+        "device": "auto",
+        "dtype": "auto",
         "force": False,
         "max_fallback": None,
         "allow_unused": False,
@@ -59,10 +65,25 @@ def test_defaults_are_those_of_the_api(qconv_cli: Cli, asked: dict[str, Any]) ->
 
 def test_every_option_reaches_the_api(qconv_cli: Cli, asked: dict[str, Any]) -> None:
     options = "--to a:b --to c:d -o out --method x --search ggml --max-fallback 5% --allow-unused"
-    more = "--force --threads 3 --max-ram 8GiB --no-resume -q --json"
+    text = "--calibration builtin --calibration x.txt=0.3 --windows 8 --window-length 100 --seed 7"
+    text += " --sampling diverse --no-packing --min-tokens-per-expert 9"
+    model = "--statistics sequential --device cpu --dtype bfloat16"
+    more = f"{text} {model} --force --threads 3 --max-ram 8GiB --no-resume -q --json"
     assert qconv_cli("m", *options.split(), *more.split()).code == 0
     del asked["observer"]
     assert asked == {
+        "calibration": Calibration(
+            source=("builtin", "x.txt=0.3"),
+            windows=8,
+            window_length=100,
+            sampling="diverse",
+            packing=False,
+            seed=7,
+            min_tokens_per_expert=9,
+        ),
+        "statistics": "sequential",
+        "device": "cpu",
+        "dtype": "bfloat16",
         "model": Path("m"),
         "to": ["a:b", "c:d"],
         "out": Path("out"),
@@ -75,6 +96,18 @@ def test_every_option_reaches_the_api(qconv_cli: Cli, asked: dict[str, Any]) -> 
         "max_ram": 8 * 2**30,
         "resume": False,
     }
+
+
+def test_settings_of_calibration_without_a_source_are_those_of_the_builtin_text(
+    qconv_cli: Cli, asked: dict[str, Any]
+) -> None:
+    assert qconv_cli("m", "--to", "a:b", "--windows", "8", "--json").code == 0
+    assert asked["calibration"] == Calibration(windows=8)
+
+
+def test_the_command_line_has_the_defaults_of_the_settings() -> None:
+    settings = Calibration()
+    assert (settings.windows, settings.window_length) == (WINDOWS, WINDOW_LENGTH)
 
 
 def test_plan_takes_the_options_of_convert(qconv_cli: Cli, asked: dict[str, Any]) -> None:

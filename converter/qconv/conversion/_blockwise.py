@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qconv.conversion._ahead import encode_ahead, pending_slabs, torch_threads
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded, Rounding
-    from qconv.model import BlockInfo, BlockModel, Hidden, LiveBlock
+    from qconv.model import BlockInfo, BlockModel, Hidden, LiveBlock, Topology
     from qconv.planning import Plan
     from qconv.plugin import BlockRounder, Event, Rounder, Transform
     from qconv.statistics import Statistics
@@ -104,6 +104,7 @@ class Blockwise:
     """One conversion with calibration.
 
     done: slabs each target has already
+    known: topologies found so far: blocks of a kind share one
     """
 
     plan: Plan
@@ -113,6 +114,7 @@ class Blockwise:
     done: Sequence[frozenset[Slab]]
     executor: Executor
     observer: Callable[[Event], None]
+    known: list[Topology] = field(default_factory=list)
 
     def encoded(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Encoded]]:
         """Encode all jobs: blocks in order, then what lies outside of them."""
@@ -225,11 +227,13 @@ class Blockwise:
         live, landing = work.live, _landing(work.jobs)
         with self._running():
             live.load(live.tensors)  # an earlier group may have left others
-            folds = live.topology(work.inputs).folds
+            topology = live.topology(work.inputs, self.known)
+            if all(topology is not each for each in self.known):
+                self.known.append(topology)
         with self._rounding():
             for step in self.steps.transforms:
                 state = transformed(
-                    state, step, folds, live.linears, landing, executor=self.executor
+                    state, step, topology.folds, live.linears, landing, executor=self.executor
                 )
         with self._running():
             live.load(live.sources(state.parameters, state.changed))
