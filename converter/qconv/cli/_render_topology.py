@@ -20,7 +20,7 @@ def render_topology(inspection: TopologyInspection) -> None:
     counts = inspection.counts()
     write_line(
         f"{inspection.path}: {inspection.architecture or 'no architecture'}, "
-        f"{counts['blocks']} blocks of {counts['kinds']} kinds"
+        f"{counts['blocks']} blocks of {counts['kinds']} {'kind' if counts['kinds'] == 1 else 'kinds'}"
     )
     for kind in inspection.kinds:
         _render_kind(kind)
@@ -63,7 +63,7 @@ def _pair(verdict: Verdict) -> str:
 def _evidence(verdict: Verdict) -> str:
     kind = {"norm": "weight", "norm_plus_one": "1 + weight", "linear": "rows"}[verdict.kind]
     experts = f", one per expert: {verdict.folds}" if verdict.folds > 1 else ""
-    return f"({kind}{experts}; error {verdict.error:.0e})"
+    return f"({kind}{experts}; error {verdict.error or 0:.2g})"
 
 
 def _family(name: str) -> str:

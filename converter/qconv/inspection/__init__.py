@@ -5,13 +5,17 @@ from __future__ import annotations
 from qconv.inspection._inspect import inspect
 from qconv.inspection._report import Inspection, TensorRow, TypeShare
 from qconv.inspection._tokenizer import TokenizerSummary
+from qconv.inspection._topology import BlockKind, TopologyInspection, inspect_topology
 from qconv.inspection._values import ValueSummary
 
 __all__ = [
+    "BlockKind",
     "Inspection",
     "TensorRow",
     "TokenizerSummary",
+    "TopologyInspection",
     "TypeShare",
     "ValueSummary",
     "inspect",
+    "inspect_topology",
 ]

@@ -42,7 +42,7 @@ def inspect(
         return Inspection(
             path=Path(path),
             kind=model.kind,
-            architecture=_architecture(model),
+            architecture=architecture(model),
             name=model.name,
             parameters=parameters,
             nbytes=checkpoint.nbytes,
@@ -89,7 +89,8 @@ def _bits(nbytes: int, parameters: int) -> float | None:
     return nbytes * 8 / parameters if parameters else None
 
 
-def _architecture(model: ModelInfo) -> str | None:
+def architecture(model: ModelInfo) -> str | None:
+    """As config.json or the GGUF metadata name it; None when they do not."""
     if model.kind == "gguf":
         stored = model.metadata.get("general.architecture")
         return None if stored is None else str(stored.value)

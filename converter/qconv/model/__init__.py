@@ -6,7 +6,8 @@ from qconv.model._block_model import BlockInfo, BlockModel, open_model
 from qconv.model._hidden import Hidden
 from qconv.model._live import LiveBlock
 from qconv.model._pieces import LinearRef, Piece
-from qconv.model._probe import FOLD_TOLERANCE, folding_error, probe_block
+from qconv.model._probe import folding_error, probe_block
+from qconv.model._probe_check import FOLD_TOLERANCE
 from qconv.model._tail import Tail
 from qconv.model._topology import (
     BlockFold,

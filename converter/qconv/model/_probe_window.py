@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import Unsupported
-from qconv.model._probe import FOLD_TOLERANCE, folding_error, parameter_shapes, probe_block
+from qconv.model._probe import folding_error, parameter_shapes, probe_block
+from qconv.model._probe_check import FOLD_TOLERANCE
 
 if TYPE_CHECKING:
     import torch
