@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qconv.errors import UnsupportedGrid, UsageError
@@ -11,7 +11,7 @@ from qconv.errors import UnsupportedGrid, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from qconv.grids import Grid
+    from qconv.grids import ActivationGrid, Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,6 +23,9 @@ class QuantTensor:
 
     codes: (rows, columns), one byte each
     parameters: by name, shapes and dtypes as ``grid.layout(shape)`` states; on the codes' device
+    activation: how the runtime quantizes the weight's input; None when it does not
+    activation_parameters: what is static of it, as ``activation.layout()`` states: nothing when
+        the runtime finds it as it goes; on the codes' device
 
     Raises:
         UnsupportedGrid: codes or parameters are not what the grid lays out.
@@ -31,15 +34,19 @@ class QuantTensor:
     grid: Grid
     codes: torch.Tensor
     parameters: Mapping[str, torch.Tensor]
+    activation: ActivationGrid | None = None
+    activation_parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", dict(self.parameters))
+        for name in ("parameters", "activation_parameters"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
         if self.codes.dim() != 2:
             raise UnsupportedGrid(
                 f"codes for grid {self.grid.name} have shape {tuple(self.codes.shape)}; "
                 "they must be (rows, columns): flatten leading dimensions into rows"
             )
         _check_layout(self)
+        _check_activation(self)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,8 +88,8 @@ class QuantTensor:
                 f"take_rows got rows {low} to {high} of a tensor with {self.shape[0]} rows; "
                 f"pass row numbers from 0 to {self.shape[0] - 1}"
             )
-        return QuantTensor(
-            grid=self.grid,
+        return replace(
+            self,
             codes=self.codes[rows],
             parameters={name: value[rows] for name, value in self.parameters.items()},
         )
@@ -109,7 +116,7 @@ class QuantTensor:
 
     @classmethod
     def stack(cls, parts: Iterable[QuantTensor]) -> QuantTensor:
-        """The rows of ``parts``, one after the other; equal grids, columns and devices.
+        """The rows of ``parts``, one after the other; equal grids, inputs, columns and devices.
 
         Raises:
             UnsupportedGrid: the grid's rows share parameters, or the parts do not fit together.
@@ -123,8 +130,8 @@ class QuantTensor:
         _need_independent_rows(first.grid, "stacked")
         for number, part in enumerate(parts[1:], start=2):
             _check_stackable(first, part, number)
-        return cls(
-            grid=first.grid,
+        return replace(
+            first,
             codes=torch.cat([part.codes for part in parts]),
             parameters={
                 name: torch.cat([part.parameters[name] for part in parts])
@@ -134,28 +141,38 @@ class QuantTensor:
 
     def to(self, device: torch.device | str) -> QuantTensor:
         """The same tensor on ``device``."""
-        return QuantTensor(
-            grid=self.grid,
+        return replace(
+            self,
             codes=self.codes.to(device),
-            parameters={name: value.to(device) for name, value in self.parameters.items()},
+            parameters=_moved(self.parameters, device),
+            activation_parameters=_moved(self.activation_parameters, device),
         )
 
     def same(self, other: QuantTensor) -> bool:
-        """True when grid, codes and parameters are equal, bit for bit, on whichever device."""
+        """True when grids, codes and parameters are equal, bit for bit, on whichever device."""
         import torch
 
         if self.grid != other.grid or self.shape != other.shape:
             return False
         if not torch.equal(self.codes.cpu(), other.codes.cpu()):
             return False
-        return all(
-            torch.equal(_bytes(value), _bytes(other.parameters[name]))
-            for name, value in self.parameters.items()
-        )
+        return _equal(self.parameters, other.parameters) and _same_input(self, other)
+
+    def with_activation(
+        self, activation: ActivationGrid | None, parameters: Mapping[str, torch.Tensor]
+    ) -> QuantTensor:
+        """The same weight for an input that the runtime quantizes as ``activation`` says.
+
+        parameters: ``activation.fit_abs_max`` of the input
+
+        Raises:
+            UnsupportedGrid: the parameters are not what ``activation`` lays out.
+        """
+        return replace(self, activation=activation, activation_parameters=parameters)
 
     def _slice(self, start: int, stop: int) -> QuantTensor:
-        return QuantTensor(
-            grid=self.grid,
+        return replace(
+            self,
             codes=self.codes[start:stop],
             parameters={name: value[start:stop] for name, value in self.parameters.items()},
         )
@@ -191,11 +208,39 @@ def _check_layout(tensor: QuantTensor) -> None:
             )
 
 
+def _check_activation(tensor: QuantTensor) -> None:
+    activation, found = tensor.activation, tensor.activation_parameters
+    layout = {} if activation is None else activation.layout()
+    name = "none" if activation is None else activation.name
+    if found.keys() != layout.keys():
+        raise UnsupportedGrid(
+            f"activation grid {name} has parameters {sorted(layout)}, got {sorted(found)}; "
+            "pass what activation.fit_abs_max returns"
+        )
+    for part, (shape, dtype) in layout.items():
+        value = found[part]
+        if tuple(value.shape) != shape or str(value.dtype) != f"torch.{dtype}":
+            raise UnsupportedGrid(
+                f"activation grid {name}: {part} is {_describe(value)}, but must be {shape} "
+                f"{dtype}; pass what activation.fit_abs_max returns"
+            )
+        if value.device != tensor.codes.device:
+            raise UnsupportedGrid(
+                f"activation grid {name}: {part} is on {value.device}, codes on "
+                f"{tensor.codes.device}; move both to one device"
+            )
+
+
 def _check_stackable(first: QuantTensor, part: QuantTensor, number: int) -> None:
     if part.grid != first.grid:
         raise UnsupportedGrid(
             f"cannot stack tensor {number} on grid {part.grid.name} {dict(part.grid.spec())} "
             f"below grid {first.grid.name} {dict(first.grid.spec())}; quantize them onto one grid"
+        )
+    if not _same_input(first, part):
+        raise UnsupportedGrid(
+            f"cannot stack tensor {number} with input {_describe_input(part)} below one with input "
+            f"{_describe_input(first)}; stack tensors that share their input and its scale"
         )
     if part.shape[1] != first.shape[1]:
         raise UnsupportedGrid(
@@ -211,6 +256,32 @@ def _check_stackable(first: QuantTensor, part: QuantTensor, number: int) -> None
 
 def _describe(value: torch.Tensor) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _describe_input(tensor: QuantTensor) -> str:
+    if tensor.activation is None:
+        return "as it is"
+    static = {name: value.tolist() for name, value in tensor.activation_parameters.items()}
+    return f"{tensor.activation.name} {static}" if static else tensor.activation.name
+
+
+def _same_input(first: QuantTensor, other: QuantTensor) -> bool:
+    return first.activation == other.activation and _equal(
+        first.activation_parameters, other.activation_parameters
+    )
+
+
+def _equal(mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    """True when tensors of the same names are equal, bit for bit."""
+    import torch
+
+    return all(torch.equal(_bytes(value), _bytes(theirs[name])) for name, value in mine.items())
+
+
+def _moved(
+    tensors: Mapping[str, torch.Tensor], device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def _bytes(value: torch.Tensor) -> torch.Tensor:
