@@ -20,7 +20,7 @@ def render_topology(inspection: TopologyInspection) -> None:
     counts = inspection.counts()
     write_line(
         f"{inspection.path}: {inspection.architecture or 'no architecture'}, "
-        f"{counts['blocks']} blocks of {counts['kinds']} {'kind' if counts['kinds'] == 1 else 'kinds'}"
+        f"{_count(counts['blocks'], 'block')} of {_count(counts['kinds'], 'kind')}"
     )
     for kind in inspection.kinds:
         _render_kind(kind)
@@ -34,17 +34,22 @@ def _render_kind(kind: BlockKind) -> None:
         write_line(f"    {line}{_times(count)}")
     accepted = [verdict for verdict in topology.verdicts if verdict.accepted]
     refused = [verdict for verdict in topology.verdicts if not verdict.accepted]
-    write_line(f"  {len(topology.folds)} folds, output unchanged when both sides are rescaled:")
+    folds = _count(len(topology.folds), "fold")
+    write_line(f"  {folds}, output unchanged when both sides are rescaled:")
     for line, count in _counted(f"{_pair(each)}  {_evidence(each)}" for each in accepted):
         write_line(f"    {line}{_times(count)}")
-    write_line(f"  {len(refused)} candidates refused:")
+    write_line(f"  {_count(len(refused), 'candidate')} refused:")
     for line, count in _counted(f"{_pair(each)}: {each.reason}" for each in refused):
         write_line(f"    {line}{_times(count)}")
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _others(kind: BlockKind) -> str:
     more = len(kind.blocks) - 1
-    return f", and {more} blocks like it up to {kind.blocks[-1]}" if more else ""
+    return f", and {_count(more, 'block')} like it up to {kind.blocks[-1]}" if more else ""
 
 
 def _names(parts: Iterable[LinearPart]) -> Iterable[str]:

@@ -85,8 +85,8 @@ def inspect_topology(path: str | Path, *, device: str = "auto") -> TopologyInspe
         info = checkpoint.model
         if info.kind == "gguf":
             raise Unsupported(
-                f"{info.name}: its topology is found by running blocks with transformers, which needs a "
-                "config.json; give the Hugging Face directory that the GGUF file was made from"
+                f"{info.name}: its topology is found by running blocks with transformers, which "
+                "needs a config.json; give the Hugging Face directory that the GGUF was made from"
             )
         model = open_model(checkpoint, device=device)
         return TopologyInspection(
