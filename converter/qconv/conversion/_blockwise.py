@@ -300,11 +300,14 @@ class Blockwise:
         head = self.passes.model.head
         if head is None:
             return {}
-        total = StatisticsSum(hidden.width, device=self.passes.model.device, gram=self.steps.gram)
+        total: StatisticsSum | None = None
         with self._running():
             for window, rows in enumerate(self.passes.model.finish(hidden)):
+                total = total or StatisticsSum(
+                    rows.shape[1], device=rows.device, gram=self.steps.gram
+                )
                 total.add(rows, hidden.starts[window])
-        return {head: total.total()}
+        return {} if total is None else {head: total.total()}
 
     def _check_experts(self, live: LiveBlock, statistics: Mapping[str, Statistics]) -> None:
         """Hold experts to the tokens that were asked for, and tell of those that saw none.
