@@ -121,6 +121,15 @@ def test_a_missing_head_is_an_error_when_it_is_needed(tmp_path):
     rewrite(tmp_path, lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.weight"})
     model = opened(tmp_path)
     assert model.head is None
+    assert last_state(model, tiny.windows(4)[0]).shape == (4, 32)
+    with pytest.raises(UnreadableInput, match="parameter 'lm_head.weight' .* is filled by no"):
+        model.logits(torch.zeros(4, 32))
+
+
+def test_an_encoder_has_no_logits(tmp_path):
+    tiny.save("bert", tmp_path)
+    with pytest.raises(Unsupported, match="BertModel has no head that predicts tokens"):
+        opened(tmp_path).logits(torch.zeros(4, 32))
 
 
 def test_a_missing_embedding_is_an_error_when_it_is_needed(tmp_path):
@@ -194,8 +203,10 @@ def test_a_config_that_builds_no_model_is_unreadable(tmp_path):
         opened(tmp_path)
 
 
-def test_a_model_without_a_chain_of_blocks_is_unsupported(tmp_path):
-    tiny.save("llama", tmp_path)
-    configure(tmp_path, model_type="albert", architectures=["AlbertModel"])
-    with pytest.raises((Unsupported, UnreadableInput)):
-        opened(tmp_path)
+def test_a_model_that_runs_a_block_twice_is_unsupported(tmp_path):
+    from transformers import AlbertConfig, AutoModel
+
+    config = AlbertConfig(**{**tiny.CONFIGS["bert"], "embedding_size": 16})
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(Unsupported, match=r"albert_layer_groups.0: called again.*plain chain"):
+        opened(tmp_path).begin(tiny.windows(4))

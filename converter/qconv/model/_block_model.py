@@ -16,7 +16,7 @@ from qconv.model._outside import Outside
 from qconv.model._placement import Placement, place_tensors
 from qconv.model._recording import Pool, Recorder
 from qconv.model._skeleton import Skeleton, build_skeleton
-from qconv.model._tail import Tail
+from qconv.model._tail import Tail, until_head
 from qconv.model._weights import Weights
 from qconv.model._whole import materialise_whole
 
@@ -100,7 +100,7 @@ class BlockModel:
         self._checkpoint, self._skeleton = checkpoint, skeleton
         self.device, self.dtype, self.is_decoder = device, dtype, skeleton.is_decoder
         self._weights = Weights(checkpoint, placement.pieces, device)
-        self._outside = Outside(skeleton.model, skeleton.path, self._weights)
+        self._outside = Outside(skeleton.model, skeleton.path, self._weights, device)
         self._recorder = Recorder(skeleton.blocks, skeleton.path)
         self.blocks = _blocks(skeleton, placement)
         inside = {source for block in self.blocks for source in block.sources}
@@ -154,8 +154,7 @@ class BlockModel:
         import torch
 
         with self._outside.lent(torch.zeros(1, dtype=torch.int64)):
-            head = None if self.head is None else self._skeleton.model.get_output_embeddings()
-            yield Tail(self._skeleton.model, self._recorder, self.device, head=head)
+            yield Tail(self._skeleton.model, self._recorder, self.device, head=self._head_module())
 
     def finish(self, hidden: Hidden) -> Iterator[torch.Tensor]:
         """Every window's last hidden states as the head sees them: (tokens, hidden)."""
@@ -183,7 +182,11 @@ class BlockModel:
 
     def _record(self, window: torch.Tensor) -> tuple[torch.Tensor, tuple[Arguments, ...]]:
         tokens = window.to(self.device)[None]
-        return self._recorder.record(lambda: self._skeleton.model(tokens))
+        head = self._head_module()
+        return self._recorder.record(lambda: until_head(self._skeleton.model, head, tokens))
+
+    def _head_module(self) -> Any:
+        return self._skeleton.model.get_output_embeddings() if self.is_decoder else None
 
     def _check(self, windows: Sequence[torch.Tensor]) -> None:
         if not len(windows):

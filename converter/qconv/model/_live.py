@@ -213,7 +213,7 @@ class LiveBlock:
         import torch
 
         args, kwargs = hidden.arguments(window, self.index)
-        state = hidden[window][None]
+        state = hidden[window].clone()[None]  # some blocks change their input
         result = (
             torch.func.functional_call(self.module, overrides, (state, *args), kwargs)
             if overrides

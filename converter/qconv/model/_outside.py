@@ -21,8 +21,8 @@ class Outside:
     Of the input embedding only the rows of the tokens in hand are read.
     """
 
-    def __init__(self, model: Any, path: str, weights: Weights) -> None:
-        self._model, self._weights = model, weights
+    def __init__(self, model: Any, path: str, weights: Weights, device: torch.device) -> None:
+        self._model, self._weights, self._device = model, weights, device
         self._modules = {
             name: module
             for name, module in model.named_modules()
@@ -40,11 +40,12 @@ class Outside:
         empty = {name: _own(module) for name, module in self._modules.items()}
         try:
             for name, module in self._modules.items():
-                hook = (
-                    self._lookup(name, tokens)
-                    if module is embedding and self._is_table(name, module)
-                    else self._filling(name)
-                )
+                if module is embedding and self._is_table(name, module):
+                    # At once: models ask for the device of this weight before they use it.
+                    self._fill_table(name, module, tokens)
+                    hook = _lookup(tokens.to(self._device))
+                else:
+                    hook = self._filling(name)
                 handles.append(module.register_forward_pre_hook(hook))
             yield
         finally:
@@ -60,20 +61,10 @@ class Outside:
         pieces = self._weights.pieces.get(f"{name}.weight", ())
         return isinstance(module, nn.Embedding) and len(pieces) == 1
 
-    def _lookup(self, name: str, tokens: torch.Tensor) -> Callable[..., object]:
-        def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            module.padding_idx = (
-                None  # matters to gradients only, and counts rows of the whole table
-            )
-            weight = module._parameters["weight"]
-            if weight is not None and weight.is_meta:
-                rows = self._weights.rows(f"{name}.weight", tokens, weight)
-                _assign(module, {"weight": rows})
-            import torch
-
-            return (torch.searchsorted(tokens.to(args[0].device), args[0]), *args[1:])
-
-        return hook
+    def _fill_table(self, name: str, module: Any, tokens: torch.Tensor) -> None:
+        module.padding_idx = None  # matters to gradients only, and counts rows of the whole table
+        weight = module._parameters["weight"]
+        _assign(module, {"weight": self._weights.rows(f"{name}.weight", tokens, weight)})
 
     def _filling(self, name: str) -> Callable[..., object]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -89,6 +80,18 @@ class Outside:
                     )
 
         return hook
+
+
+def _lookup(tokens: torch.Tensor) -> Callable[..., object]:
+    """Replaces token ids by the places of their rows in a table of ``tokens`` only."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        import torch
+
+        del module
+        return (torch.searchsorted(tokens, args[0]), *args[1:])
+
+    return hook
 
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from qconv.model._hidden import Arguments
 
 
-class _Recorded(Exception):
-    """The last recorder was reached: what comes after is not needed."""
+#: What every refusal here ends with.
+_PLAIN = "only a plain chain of blocks can be calibrated, use --method rtn, which runs no model"
 
 
 class _ReturnsTuples(Exception):
@@ -41,7 +41,7 @@ class Recorder:
     def record(self, run: Callable[[], object]) -> tuple[torch.Tensor, tuple[Arguments, ...]]:
         """The state that enters the first block, and every block's arguments.
 
-        run: runs the model
+        run: runs the model, blocks and what follows them
 
         Raises:
             Unsupported: the blocks are not called once each, one after the other, each on what
@@ -63,21 +63,18 @@ class Recorder:
                 self._check_chain(index, len(arguments), state, states)
                 states.append(state)
                 arguments.append(rest)
-                if index == len(self._blocks) - 1:
-                    raise _Recorded
                 return (state,) if self.returns_tuple else state
 
             return forward
 
         with self._standing_in(stand_in):
-            try:
-                run()
-            except _Recorded:
-                return states[0], tuple(arguments)
-        raise Unsupported(
-            f"{self._path}: the model ran through {len(arguments)} of {len(self._blocks)} blocks; "
-            "only a plain chain of blocks can be calibrated, use --method rtn"
-        )
+            run()
+        if len(arguments) != len(self._blocks):
+            raise Unsupported(
+                f"{self._path}: the model ran through {len(arguments)} of {len(self._blocks)} "
+                f"blocks; {_PLAIN}"
+            )
+        return states[0], tuple(arguments)
 
     def after(self, state: torch.Tensor, run: Callable[[], Any]) -> Any:
         """What ``run`` returns when the last block returns ``state``.
@@ -109,8 +106,12 @@ class Recorder:
 
         if index != called:
             raise Unsupported(
-                f"{self._path}.{index}: called out of order (call {called}); only a plain chain of "
-                "blocks can be calibrated, use --method rtn"
+                f"{self._path}.{index}: called again or out of order (call {called}); {_PLAIN}"
+            )
+        if state.dim() != 3 and not states:
+            raise Unsupported(
+                f"{self._path}.{index}: hidden states have shape {tuple(state.shape)}, not "
+                f"(1, tokens, hidden); {_PLAIN}"
             )
         if not states or state is states[-1]:
             return
@@ -119,8 +120,7 @@ class Recorder:
         if state.shape != states[-1].shape or not torch.equal(state, states[-1]):
             raise Unsupported(
                 f"{self._path}.{index}: the model changes the hidden states between this block "
-                "and the one before; only a plain chain of blocks can be calibrated, "
-                "use --method rtn"
+                f"and the one before; {_PLAIN}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import Unsupported
@@ -33,24 +34,10 @@ class Tail:
 
         state: (tokens, hidden), the last block's output
         """
-        if self._head is None:
-            last: torch.Tensor = self._run(state)[0]
-            return last[0]
-        inputs: list[torch.Tensor] = []
-
-        def reached(module: Any, args: tuple[Any, ...]) -> None:
-            del module
-            inputs.append(args[0])
-            raise _Reached
-
-        handle = self._head.register_forward_pre_hook(reached, prepend=True)
-        try:
-            self._run(state)
-        except _Reached:
-            return inputs[0][0]
-        finally:
-            handle.remove()
-        raise self._headless()
+        last: torch.Tensor = self._after(
+            state, lambda tokens: until_head(self._model, self._head, tokens)
+        )
+        return last[0]
 
     def logits(self, state: torch.Tensor) -> torch.Tensor:
         """(tokens, vocab) float32.
@@ -62,7 +49,7 @@ class Tail:
         """
         if self._head is None:
             raise self._headless()
-        logits: torch.Tensor = self._run(state).logits
+        logits: torch.Tensor = self._after(state, self._model).logits
         return logits[0].float()
 
     def statistics(self, hidden: Hidden, *, gram: bool = True) -> Statistics:
@@ -77,16 +64,43 @@ class Tail:
             total.add(rows, hidden.starts[window])
         return (total or StatisticsSum(hidden.width, gram=gram)).total()
 
-    def _run(self, state: torch.Tensor) -> Any:
+    def _after(self, state: torch.Tensor, run: Callable[[torch.Tensor], Any]) -> Any:
         import torch
 
         # The tokens do not matter: what the embedding makes of them is replaced by the state.
         tokens = torch.zeros(1, len(state), dtype=torch.int64, device=self._device)
         with torch.no_grad():
-            return self._recorder.after(state.to(self._device)[None], lambda: self._model(tokens))
+            return self._recorder.after(state.to(self._device)[None], lambda: run(tokens))
 
     def _headless(self) -> Unsupported:
         return Unsupported(
             f"{type(self._model).__name__} has no head that predicts tokens, so there are no "
             "logits; compare its hidden states instead"
         )
+
+
+def until_head(model: Any, head: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Run the model up to its head: the head's input, (1, tokens, hidden).
+
+    head: None: the model ends with its last hidden states
+    tokens: (1, tokens) int64
+    """
+    if head is None:
+        last: torch.Tensor = model(tokens)[0]
+        return last
+    inputs: list[torch.Tensor] = []
+
+    def reached(module: Any, args: tuple[Any, ...]) -> None:
+        del module
+        inputs.append(args[0])
+        raise _Reached
+
+    # Prepended: reached before the hook that would fill the head with its weights.
+    handle = head.register_forward_pre_hook(reached, prepend=True)
+    try:
+        output: torch.Tensor = model(tokens)[0]
+    except _Reached:
+        return inputs[0]
+    finally:
+        handle.remove()
+    return output
