@@ -34,19 +34,26 @@ class Checker:
         self._call, self._deals = call, tuple(deals)
 
     @cached_property
+    def _vectors(self) -> dict[str, torch.Tensor]:
+        """In float64, lest ``1 + weight`` be rounded before rescaling and not after."""
+        parameters = self._call.parameters()
+        return {path: each.double() for path, each in parameters.items() if each.dim() == 1}
+
+    @cached_property
     def _before(self) -> tuple[Run, ...]:
-        own = run_real(self._call, parameters={})
+        own = run_real(self._call, parameters=self._vectors)
         if not own.routed:
             return (own,)
-        return (own, *(run_real(self._call, parameters={}, deal=deal) for deal in self._deals))
+        dealt = (run_real(self._call, parameters=self._vectors, deal=d) for d in self._deals)
+        return (own, *dealt)
 
     def error(self, folds: Sequence[BlockFold]) -> float:
         """The largest relative change of a token's output when all ``folds`` are rescaled at once.
 
         Relative to what the block adds to the token. Infinite when the output is not finite.
         """
-        originals = self._originals(folds)
-        scaled = apply_folds(originals, [(fold, _scales(fold)) for fold in folds])
+        scaled = apply_folds(self._originals(folds), [(fold, _scales(fold)) for fold in folds])
+        scaled = {**self._vectors, **scaled}
         errors = [0.0]
         for deal, before in zip((None, *self._deals), self._before, strict=False):
             after = run_real(self._call, parameters=scaled, deal=deal)
@@ -57,14 +64,11 @@ class Checker:
         """The block's parameters, in dtypes in which rescaling by powers of two rounds nothing."""
         import torch
 
-        parameters = self._call.parameters()
-        shifted = {fold.producer for fold in folds if fold.kind == "norm_plus_one"}
+        parameters = {**self._call.parameters(), **self._vectors}
         touched = {part.parameter for fold in folds for part in fold.consumers}
         touched |= {path for fold in folds for path in (fold.producer, fold.bias) if path}
         for path in touched:
-            if path in shifted:
-                parameters[path] = parameters[path].double()
-            elif parameters[path].dtype == torch.float16:
+            if parameters[path].dtype == torch.float16:  # too narrow to divide small numbers in
                 parameters[path] = parameters[path].float()
         return parameters
 

@@ -23,11 +23,14 @@ _PRODUCTS = {"linear", "matmul", "__matmul__", "mm", "addmm"}
 _ONE_DTYPE = _PRODUCTS | {
     "baddbmm",
     "bmm",
+    "conv1d",
     "einsum",
     "layer_norm",
     "rms_norm",
     "scaled_dot_product_attention",
 }
+#: Functions that make floats of the default dtype when none is given.
+_FACTORIES = {"empty", "ones", "zeros"}
 _CASTS = {"float", "half", "bfloat16", "double", "to", "type", "type_as"}
 _ADDITIONS = {"add", "__add__", "__radd__", "add_", "__iadd__"}
 
@@ -92,12 +95,16 @@ class Watch:
         return Watching()
 
     def _handle(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        import torch
+
         name = getattr(func, "__name__", "")
         if name in _CASTS and self._is_weight(args[0]):
             return args[0]  # products cast it, and find it by its storage
         if name in {"float", "half", "bfloat16"}:
             return args[0].double()
         args, kwargs = _widened(args), _widened(kwargs)
+        if name in _FACTORIES or (name == "tensor" and isinstance(args[0], float)):
+            kwargs = {"dtype": torch.float64, **kwargs}
         replaced = self._replaced(name, args, kwargs)
         if replaced is not None:
             return replaced
