@@ -313,6 +313,31 @@ def test_rows_that_are_not_side_by_side():
     assert folds["both"].transposed
 
 
+class Stacked(Small):
+    """All experts in one product, each on all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.randn(3, 8, 24))
+        self.out = nn.Parameter(torch.randn(3, 12, 8))
+
+    def forward(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
+        each = self.norm(x).reshape(1, -1, 8).repeat(3, 1, 1)
+        gate, up = torch.bmm(each, self.both).chunk(2, dim=-1)
+        return x + torch.bmm(gate.tanh() * up, self.out).sum(0)[None]
+
+
+def test_experts_in_one_product_are_told_apart():
+    folds = probe_block(Stacked(), states()).folds
+    assert [(fold.producer, fold.expert) for fold in folds] == [
+        ("weight", None), ("both", 0), ("both", 1), ("both", 2),
+    ]  # fmt: skip
+    assert [part.expert for part in folds[0].consumers] == [0, 1, 2]
+    for fold in folds[1:]:
+        assert [(part.parameter, part.expert) for part in fold.consumers] == [("out", fold.expert)]
+        assert fold.row_range == (12, 24)
+
+
 class Routed(Small):
     """Every token goes to the expert of its highest score; ``argmax`` deals nothing."""
 

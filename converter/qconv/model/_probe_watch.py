@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from qconv.model._topology import LinearPart
 
 #: Products that one factor of may be a weight.
-_PRODUCTS = {"linear", "matmul", "__matmul__", "mm", "addmm"}
+_PRODUCTS = {"addmm", "bmm", "linear", "matmul", "__matmul__", "mm"}
 #: Functions that want all floats in one dtype: float32 parameters meet float64 activations there.
 _ONE_DTYPE = _PRODUCTS | {
     "baddbmm",
-    "bmm",
     "conv1d",
     "einsum",
     "layer_norm",
@@ -78,7 +77,7 @@ class Watch:
         self.routed = False
         self._weights, self._factors, self._deal = weights, factors, deal
         self._kept: list[torch.Tensor] = []  # no storage may be used again while its address counts
-        self._outputs: dict[int, tuple[torch.Tensor, Seen]] = {}
+        self._outputs: dict[int, tuple[torch.Tensor, list[Seen]]] = {}
 
     def mode(self) -> Any:
         """The mode that sends torch's functions here."""
@@ -137,31 +136,46 @@ class Watch:
     def _product(
         self, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Random numbers for a product with a weight."""
-        part = self._weights.linear(weight) if self._weights else None
-        if part is None:
+        """Random numbers for a product with a weight, or with a stack of experts' weights.
+
+        weight: (out, in), or (experts, out, in) for given (experts, tokens, in)
+        """
+        import torch
+
+        if self._weights is None or weight.dim() > given.dim():
             return None
-        use = Use(part=part, number=sum(other.part == part for other in self.uses))
-        name = f"{part.parameter} {part.expert} {part.rows} {use.number}"
-        output = random_normal(name, (*given.shape[:-1], weight.shape[0]), given.device)
-        factors = self._factors(part) if self._factors else None
-        if factors is not None:
-            output = output * factors
-        self._note(use, given, bias, output)
+        stacked = weight.dim() == 3
+        if stacked and (given.dim() != 3 or len(given) != len(weight)):
+            return None
+        pairs = list(zip(given, weight, strict=True)) if stacked else [(given, weight)]
+        parts = [self._weights.linear(each) for _, each in pairs]
+        known = [part for part in parts if part is not None]
+        if not known or len(known) < len(parts):
+            return None
+        path = self._weights.vector(bias)
+        made = [self._use(part, x, path) for part, (x, _) in zip(known, pairs, strict=True)]
+        output = torch.stack([each for each, _ in made]) if stacked else made[0][0]
+        self._kept += [given, output]
+        seen = [each for _, each in made]
+        self._outputs[output.untyped_storage().data_ptr()] = (output, seen)
         return output
 
-    def _note(
-        self, use: Use, given: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor
-    ) -> None:
+    def _use(
+        self, part: LinearPart, given: torch.Tensor, bias: str | None
+    ) -> tuple[torch.Tensor, Seen]:
+        """Note one use. Returns its output, and what was noted."""
+        use = Use(part=part, number=sum(other.part == part for other in self.uses))
+        name = f"{part.parameter} {part.expert} {part.rows} {use.number}"
+        height = part.rows[1] - part.rows[0]
+        output = random_normal(name, (*given.shape[:-1], height), given.device)
+        factors = self._factors(part) if self._factors else None
         storage = given.untyped_storage().data_ptr()
-        seen = Seen(
+        self.uses[use] = Seen(
             given=given.reshape(-1, given.shape[-1]).to(output, copy=True),
             identity=(storage, int(given.storage_offset()), given.numel()),
-            bias=self._weights.vector(bias) if self._weights else None,
+            bias=bias,
         )
-        self.uses[use] = seen
-        self._kept += [given, output]
-        self._outputs[output.untyped_storage().data_ptr()] = (output, seen)
+        return output if factors is None else output * factors, self.uses[use]
 
     def _with_bias(self, output: Any, bias: Any) -> torch.Tensor | None:
         """The output of a linear for the sum of it and a parameter, which is noted as its bias."""
@@ -173,9 +187,10 @@ class Watch:
         path = self._weights.vector(bias) if found and self._weights else None
         if found is None or path is None or found[0].shape[-1] != bias.shape[0]:
             return None
-        if output.numel() != found[0].numel() or found[1].bias not in {None, path}:
+        if output.numel() != found[0].numel() or found[1][0].bias not in {None, path}:
             return None
-        found[1].bias = path
+        for seen in found[1]:
+            seen.bias = path
         return output
 
     def _look_for_pieces(self, result: Any) -> None:
@@ -195,7 +210,8 @@ class Watch:
         piece = rows.as_strided(result.shape, result.stride(), result.storage_offset())
         held = set(piece.flatten().tolist())
         if 0 < len(held) < output.shape[-1]:
-            seen.row_sets.add(tuple(sorted(held)))
+            for each in seen:
+                each.row_sets.add(tuple(sorted(held)))
 
 
 def _factors_of(
