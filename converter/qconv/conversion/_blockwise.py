@@ -7,7 +7,6 @@ per thread.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from qconv.checkpoint import Checkpoint
+    from qconv.conversion._notes import Notes
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded, Rounding
     from qconv.model import BlockInfo, BlockModel, Hidden, LiveBlock, Topology
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from qconv.plugin import BlockRounder, Event, Rounder, Transform
     from qconv.statistics import Statistics
     from qconv.tensors import QuantTensor
-
-_log = logging.getLogger("qconv")
 
 #: The most that a block's output may move, relative to its size, when scales are folded in: some
 #: hundred roundings of the dtype that it is computed in.
@@ -104,6 +102,7 @@ class Blockwise:
     """One conversion with calibration.
 
     done: slabs each target has already
+    notes: takes what the user should know of what was met on the way
     known: topologies found so far: blocks of a kind share one
     """
 
@@ -114,6 +113,7 @@ class Blockwise:
     done: Sequence[frozenset[Slab]]
     executor: Executor
     observer: Callable[[Event], None]
+    notes: Notes
     known: list[Topology] = field(default_factory=list)
 
     def encoded(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Encoded]]:
@@ -310,7 +310,7 @@ class Blockwise:
         return {} if total is None else {head: total.total()}
 
     def _check_experts(self, live: LiveBlock, statistics: Mapping[str, Statistics]) -> None:
-        """Hold experts to the tokens that were asked for, and tell of those that saw none.
+        """Hold experts to the tokens that were asked for, and note those that saw none.
 
         Raises:
             GateFailed: an expert saw fewer.
@@ -328,14 +328,7 @@ class Blockwise:
                     f"{least} that --min-tokens-per-expert asks for; give more text (--windows) "
                     "or lower it"
                 )
-        empty = sum(count == 0 for count in tokens.values())
-        if empty:
-            _log.warning(
-                "%s: %d weights of experts saw no calibration token and are rounded to nearest; "
-                "give more text (--windows)",
-                live.name,
-                empty,
-            )
+        self.notes.count(live.name, tokens)
 
     def _running(self) -> AbstractContextManager[None]:
         """All cores for one forward pass."""

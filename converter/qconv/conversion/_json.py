@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 from typing_extensions import TypedDict
 
 
@@ -24,11 +26,28 @@ class ArtifactJson(TypedDict):
     type_shares: dict[str, float]
 
 
+class CalibratedJson(TypedDict):
+    """What statistics were taken from.
+
+    digest: SHA-256 of the windows' token ids
+    least_tokens: of all linear weights, the fewest tokens that came through one; null when no
+        statistics were taken, as all was there already
+    """
+
+    windows: int
+    tokens: int
+    digest: str
+    device: str
+    dtype: str
+    least_tokens: Optional[int]  # noqa: UP045 - read at run time, on Python 3.10 too
+
+
 class ConversionJson(TypedDict):
     """A finished conversion. seconds: wall time of the work, without planning."""
 
     source: str
     method: str
+    calibration: Optional[CalibratedJson]  # noqa: UP045 - read at run time, on Python 3.10 too
     seconds: float
     warnings: list[str]
     artifacts: list[ArtifactJson]

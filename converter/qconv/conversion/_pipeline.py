@@ -23,6 +23,7 @@ from qconv.conversion._ahead import (
 )
 from qconv.conversion._artifact import ArtifactWriter
 from qconv.conversion._blockwise import Blockwise
+from qconv.conversion._notes import Notes
 from qconv.conversion._outputs import final_path
 from qconv.conversion._partial import partial_nbytes
 from qconv.conversion._rounding import ByRounder
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._artifact import Artifact
     from qconv.conversion._blockwise import Passes, Steps
-    from qconv.conversion._json import ConversionJson
+    from qconv.conversion._json import CalibratedJson, ConversionJson
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded
     from qconv.planning import Plan, TargetPlan
@@ -56,19 +57,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What a conversion wrote. seconds: wall time of the work, without planning."""
+    """What a conversion wrote.
+
+    seconds: wall time of the work, without planning
+    calibration: what statistics were taken from; None when none were
+    warnings: of the plan, and what showed itself on the way
+    """
 
     plan: Plan
     artifacts: tuple[Artifact, ...]
     seconds: float
+    calibration: CalibratedJson | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> ConversionJson:
         """The result as JSON-able data (``schemas/conversion.schema.json``)."""
         return {
             "source": str(self.plan.source),
             "method": self.plan.method,
+            "calibration": self.calibration,
             "seconds": self.seconds,
-            "warnings": list(self.plan.warnings),
+            "warnings": list(self.warnings),
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
         }
 
@@ -108,13 +117,22 @@ def run(
                 )
                 for target in plan.targets
             ]
-            artifacts = _Run(plan, checkpoint, steps, passes, writers, observer).carried_out()
+            notes = Notes()
+            artifacts = _Run(
+                plan, checkpoint, steps, passes, writers, observer, notes
+            ).carried_out()
     except BaseException as error:
         observer(ConversionFailed(error=error))
         raise
     seconds = time.monotonic() - began
     observer(ConversionFinished(seconds=seconds))
-    return Conversion(plan=plan, artifacts=artifacts, seconds=seconds)
+    return Conversion(
+        plan=plan,
+        artifacts=artifacts,
+        seconds=seconds,
+        calibration=notes.on(passes),
+        warnings=(*plan.warnings, *(passes.warnings if passes else ()), *notes.warnings),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +145,7 @@ class _Run:
     passes: Passes | None
     writers: Sequence[ArtifactWriter]
     observer: Observer
+    notes: Notes
 
     def carried_out(self) -> tuple[Artifact, ...]:
         """Encode and write what is lacking, then seal."""
@@ -158,6 +177,7 @@ class _Run:
                 done=done,
                 executor=executor,
                 observer=self.observer,
+                notes=self.notes,
             )
             yield from blockwise.encoded(jobs)
             return
