@@ -155,13 +155,13 @@ def _parted(text: str) -> list[str]:
     while True:
         feed = text.find("\f", start, start + _LONGEST_DOCUMENT)
         blank = text.find("\n\n", start + _DOCUMENT, start + _LONGEST_DOCUMENT)
-        ends = [end for end in (feed, blank) if end >= 0]
-        if ends:
-            end = min(ends)
-        elif len(text) - start > _LONGEST_DOCUMENT:
-            end = start + _LONGEST_DOCUMENT
-        else:
+        if feed >= 0 and (feed < blank or blank < 0):
+            parts.append(text[start:feed])
+            start = feed + 1
+            continue
+        if blank < 0 and len(text) - start <= _LONGEST_DOCUMENT:
             return [*parts, text[start:]]
+        end = blank if blank >= 0 else start + _LONGEST_DOCUMENT
         parts.append(text[start:end])
         start = end
 

@@ -46,17 +46,16 @@ def sample_from(
             "calibration source 'self' needs a model that predicts the next token, and this one "
             "is an encoder; use --calibration builtin or a file"
         )
-    with model.whole() as module:
-        return sample_windows(
-            module,
-            count,
-            length,
-            begin=begin,
-            first_tokens=first_tokens,
-            seed=seed,
-            device=model.device,
-            progress=progress,
-        )
+    return sample_windows(
+        model.whole(),
+        count,
+        length,
+        begin=begin,
+        first_tokens=first_tokens,
+        seed=seed,
+        device=model.device,
+        progress=progress,
+    )
 
 
 def sample_windows(
