@@ -102,7 +102,7 @@ class Watch:
         if name in {"float", "half", "bfloat16"}:
             return args[0].double()
         args, kwargs = _widened(args), _widened(kwargs)
-        if name in _FACTORIES or (name == "tensor" and isinstance(args[0], float)):
+        if name in _FACTORIES or (name in {"full", "tensor"} and isinstance(args[-1], float)):
             kwargs = {"dtype": torch.float64, **kwargs}
         replaced = self._replaced(name, args, kwargs)
         if replaced is not None:
