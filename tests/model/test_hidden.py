@@ -76,16 +76,24 @@ def test_states_of_another_shape_are_refused(llama):
 
 
 def test_windows_of_equal_length_share_their_arguments(tmp_path):
-    tiny.save("gemma3_text", tmp_path)
+    tiny.save("mistral", tmp_path)
     with open_checkpoint(tmp_path) as checkpoint:
         model = open_model(checkpoint, device="cpu")
         with model.begin(tiny.windows(12, 7, 12)) as hidden:
             first, other, third = (hidden.arguments(n, 0)[1] for n in range(3))
-            sliding, full = (hidden.arguments(0, n)[1]["attention_mask"] for n in (0, 1))
     assert first["position_embeddings"][0] is third["position_embeddings"][0]
     assert first["position_embeddings"][0] is not other["position_embeddings"][0]
     assert first["attention_mask"] is third["attention_mask"]
-    assert full is None or not torch.equal(sliding, full)
+
+
+def test_blocks_of_alternating_attention_have_masks_of_their_own(tmp_path):
+    tiny.save("gemma3_text", tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        model = open_model(checkpoint, device="cpu")
+        with model.begin(tiny.windows(12)) as hidden:
+            masks = [hidden.arguments(0, n)[1]["attention_mask"] for n in range(3)]
+    assert masks[0] is masks[2]  # both sliding
+    assert masks[1] is None or not torch.equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize(
@@ -148,6 +156,12 @@ def test_a_whole_model_that_does_not_fit_is_refused(llama, monkeypatch):
 def test_missing_transformers_names_the_extra(llama, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(BrokenPlugin, match=r"pip install 'qconv\[calibration\]'"):
+        open_model(llama, device="cpu")
+
+
+def test_a_transformers_too_old_is_named(llama, monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "4.45.0")
+    with pytest.raises(BrokenPlugin, match=r"transformers 4.45.0 is too old.*at least 4.57"):
         open_model(llama, device="cpu")
 
 

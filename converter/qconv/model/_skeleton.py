@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from qconv.plugin import ModelInfo
 
 
+#: The oldest transformers that all tests of this folder passed with.
+_OLDEST = (4, 57)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skeleton:
     """What transformers makes of the config.
@@ -61,12 +65,18 @@ def build_skeleton(info: ModelInfo, dtype: torch.dtype) -> Skeleton:
 
 def _require_transformers() -> None:
     try:
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as error:
         raise BrokenPlugin(
             f"calibration runs the model with transformers, which cannot be imported: {error}; "
             "pip install 'qconv[calibration]'"
         ) from error
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < _OLDEST:
+        raise BrokenPlugin(
+            f"transformers {transformers.__version__} is too old to run models block by block "
+            f"(at least {'.'.join(map(str, _OLDEST))}); pip install 'qconv[calibration]'"
+        )
 
 
 def _config(info: ModelInfo) -> Any:
