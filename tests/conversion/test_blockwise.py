@@ -14,8 +14,8 @@ import torch
 from model.tiny import CONFIGS, save
 from qconv.checkpoint import open_checkpoint
 from qconv.conversion import Passes, Steps, run
-from qconv.errors import BrokenPlugin, GateFailed
-from qconv.grids import UniformGrid
+from qconv.errors import BrokenPlugin, GateFailed, Unsupported
+from qconv.grids import ActivationGrid, UniformGrid
 from qconv.model import open_model
 from qconv.planning import Plan, build_plan
 from qconv.plugin import BlockStarted, Fold, RowOrder, TensorFinished
@@ -452,3 +452,45 @@ def test_a_raw_tensor_that_a_fold_changed_keeps_its_dtype(llama, tmp_path):
 class Raw(ToyBackend):
     def encode(self, plan, value):
         return [value.contiguous().view(torch.uint8).numpy().tobytes()]
+
+
+class Recorded(ToyBackend):
+    """Keeps what it was to encode."""
+
+    def encode(self, plan, value):
+        RECORDED[plan.name] = value
+        return super().encode(plan, value)
+
+
+RECORDED: dict[str, Any] = {}
+
+
+def test_static_activation_scales_come_from_calibration(llama, tmp_path):
+    static = ActivationGrid(scope="tensor", dynamic=False)
+    rounder, changes = Nearest(), gridded(llama, FINE, activation=static)
+    steps = Steps(transforms=(Random(),), rounder=rounder)
+    convert(llama, tmp_path, steps, Recorded(changes=changes))
+    tensor = RECORDED["model.layers.1.mlp.down_proj.weight"]
+    found = [
+        s
+        for w, s in rounder.seen
+        if torch.equal(tensor.grid.quantize(w, s.importance)[0], tensor.codes)
+    ]
+    scale = float(tensor.activation_parameters["scale"])
+    assert tensor.activation == static
+    assert any(scale == pytest.approx(float(s.abs_max.max()) / 127, rel=1e-6) for s in found)
+
+
+def test_dynamic_activations_need_no_calibration_and_static_ones_do(llama, tmp_path):
+    for activation in (ActivationGrid(), ActivationGrid(scope="tensor", dynamic=False)):
+        backend = Recorded(changes=gridded(llama, FINE, activation=activation))
+        with open_checkpoint(llama) as checkpoint:
+            plan = plan_for(checkpoint, tmp_path / activation.name, backend)
+            steps = Steps(rounder=Nearest())
+            if activation.dynamic:
+                run(plan, checkpoint, steps, resume=True, observer=lambda event: None)
+                name = "model.layers.1.mlp.down_proj.weight"
+                assert RECORDED[name].activation == activation
+                continue
+            with pytest.raises(Unsupported, match="states the scale of its input beforehand"):
+                run(plan, checkpoint, steps, resume=True, observer=lambda event: None)

@@ -47,6 +47,11 @@ class Beforehand:
     rounded: Mapping[str, QuantTensor]
     otherwise: ByRounder
 
+    @property
+    def statistics(self) -> Mapping[str, Statistics]:
+        """What is known of inputs."""
+        return self.otherwise.statistics
+
     def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
         """Put the rows of what was rounded in the artifact's order."""
         parts = [self.rounded.get(name) for name in plan.sources]
@@ -76,6 +81,11 @@ class Keeping:
 
     rounding: Rounding
     kept: dict[str, torch.Tensor]
+
+    @property
+    def statistics(self) -> Mapping[str, Statistics]:
+        """What is known of inputs."""
+        return self.rounding.statistics
 
     def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
         """Quantize the slab, and keep its values in the order of the sources."""

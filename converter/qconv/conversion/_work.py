@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from qconv.conversion._activations import with_activation
 from qconv.conversion._journal import Slab
 from qconv.conversion._slabs import read_slab
 from qconv.errors import UnreadableInput, UnsupportedGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from qconv.conversion._slabs import Job
     from qconv.grids import Grid
     from qconv.plugin import Backend, TensorPlan
+    from qconv.statistics import Statistics
     from qconv.tensors import QuantTensor
 
 Encoded = list[tuple[int, Slab, "Sequence[bytes | memoryview]"]]
@@ -36,6 +38,11 @@ class RowSource(Protocol):
 
 class Rounding(Protocol):
     """How codes are chosen for the rows of a job."""
+
+    @property
+    def statistics(self) -> Mapping[str, Statistics]:
+        """What is known of inputs, by the source name of the weight."""
+        ...
 
     def quantize(self, rows: Rows, plan: TensorPlan, grid: Grid) -> QuantTensor:
         """Quantize the slab onto ``grid``, rows as in the artifact."""
@@ -79,7 +86,7 @@ class Worker:
             return _cast(rows, plan)
         for grid, done in rows.quantized:
             if grid == plan.grid:
-                return done
+                return with_activation(done, plan, self.rounding.statistics)
         try:
             result = self.rounding.quantize(rows, plan, plan.grid)
         except UnsupportedGrid as error:
@@ -87,7 +94,7 @@ class Worker:
             counted = f" (rows counted from {rows.start})" if rows.start else ""
             raise UnsupportedGrid(f"tensor {plan.name!r}{counted}: {error}") from error
         rows.quantized.append((plan.grid, result))
-        return result
+        return with_activation(result, plan, self.rounding.statistics)
 
 
 @dataclass(slots=True, kw_only=True)
