@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import UnreadableInput, UsageError
 from qconv.model._collect import Collector, names
 from qconv.model._intercept import Memory, watching
-from qconv.model._pieces import LinearRef, Piece
+from qconv.model._linears import find_linears
+from qconv.model._pieces import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -294,53 +295,6 @@ class LiveBlock:
             else "the weights may be damaged: look at them with qconv inspect, or get them anew"
         )
         return f"{self.name}: window {window}: NaN or infinite hidden states, {where}; {advice}"
-
-
-def find_linears(
-    module: nn.Module, pieces: Mapping[str, tuple[Piece, ...]]
-) -> tuple[LinearRef, ...]:
-    """The 2-D source tensors that are multiplied with activations.
-
-    Those in ``weight`` of any module that is no table (Linear, Conv1D, a router), and those that
-    are stacked to a 3-D parameter of fused experts.
-    """
-    found = []
-    for path, each in pieces.items():
-        parent, _, own = path.rpartition(".")
-        owner = module.get_submodule(parent)
-        parameter = _get(module, path)
-        for piece in each:
-            stacked = parameter.dim() == 3 and len(piece.axes) == 2
-            plain = parameter.dim() == 2 and own == "weight" and _multiplies(owner)
-            if len(piece.axes) == 2 and (stacked or plain):
-                found.append(_linear(path, piece, flipped=_flipped(owner)))
-    return tuple(found)
-
-
-def _multiplies(owner: nn.Module) -> bool:
-    from torch import nn
-
-    return not isinstance(owner, (nn.Embedding, nn.EmbeddingBag))
-
-
-def _flipped(owner: nn.Module) -> bool:
-    """The module keeps its weights as ``(in, out)``."""
-    return type(owner).__name__ == "Conv1D" or bool(getattr(owner, "is_transposed", False))
-
-
-def _linear(path: str, piece: Piece, *, flipped: bool) -> LinearRef:
-    outputs = len(piece.box) - (1 if flipped else 2)  # dimension of the parameter
-    along = piece.axes.index(outputs)
-    rows, inputs = piece.source_box[along], piece.source_box[1 - along]
-    return LinearRef(
-        source=piece.source,
-        source_rows=rows,
-        parameter=path,
-        expert=piece.box[0][0] if len(piece.box) == 3 else None,
-        rows=piece.box[outputs],
-        transposed=along == 1,
-        shape=(rows[1] - rows[0], inputs[1] - inputs[0]),
-    )
 
 
 def _relative(name: str, weights: Weights) -> dict[str, tuple[Piece, ...]]:
