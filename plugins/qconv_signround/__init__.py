@@ -10,14 +10,14 @@ __all__ = ["qconv_methods"]
 
 _OPTIONS = (
     OptionSpec(name="iterations", summary="steps of descent per block; default 200"),
-    OptionSpec(name="batch", summary="calibration windows per step; default 2"),
+    OptionSpec(name="batch", summary="calibration windows per step; default 1"),
     OptionSpec(
         name="learning_rate",
         summary="first step of the rounding offsets, in codes; default 1/iterations",
     ),
     OptionSpec(
         name="scale_learning_rate",
-        summary="first step of the scale factors; 0 keeps the scales; default 0.5/iterations",
+        summary="first step of the scale factors; 0 keeps the scales; default 0.05/iterations",
     ),
     OptionSpec(
         name="precision",

@@ -6,7 +6,7 @@ and a factor ``m`` per group, the weight that the block runs on is
     place = clamp(round(place_of((W - o m) / (s m)) + V), lowest, highest)
     W~    = (s value_of(place) + o) m
 
-(equation 3 of SignRound, https://arxiv.org/abs/2309.05516, with one factor for scale and offset).
+(as SignRound, https://arxiv.org/abs/2309.05516, but with one factor for scale and offset).
 The gradient passes ``round`` straight through, so by ``g = dL/dW~``
 
     dL/dV ~ g s                 dL/dm ~ sum over the group of g (W~ - W [not clamped])
@@ -36,8 +36,8 @@ class LearnedWeight:
 
     Tensors are (rows, groups, runs, run): a group shares one fit, a run one scale and offset.
 
-    Peak memory: five times the weight in float32 (its places, the offsets, the values now, two
-    temporaries) and a byte each for codes and clamping.
+    Memory: the weight twice in float32 (offsets, values now), a byte per weight each for the codes
+    of the start and what is clamped; four times the weight more while it works.
     """
 
     def __init__(self, grid: Grid, weight: torch.Tensor, start: QuantTensor) -> None:
@@ -58,13 +58,13 @@ class LearnedWeight:
         shape = (rows, groups, 1, 1) if grid.rows_independent else (1, 1, 1, 1)
         self._factor = self._weight.new_ones(shape)
         self._values = self._weight
-        self._clamped = torch.zeros(0)
+        self._clamped = torch.zeros_like(self._weight, dtype=torch.bool)
 
     def values(self) -> torch.Tensor:
         """The weight that the block is to run on: (out, in) float32, of its own memory."""
         places = self._places(self._inverse / self._factor, -self._offset * self._inverse)
         whole = places.clamp(self._levels.lowest, self._levels.highest)
-        self._clamped = places.ne_(whole)
+        self._clamped = places != whole
         values = self._levels.value(whole) * (self._scale * self._factor)
         self._values = values.add_(self._offset * self._factor)
         return self._values.view(self._start.shape)
@@ -76,7 +76,7 @@ class LearnedWeight:
         """
         slope = gradient.view_as(self._weight)
         if factor_rate:
-            pull = self._values - self._weight * (1.0 - self._clamped)
+            pull = self._values - self._weight.masked_fill(self._clamped, 0.0)
             pull = pull.mul_(slope).sum((2, 3), keepdim=True).sum_to_size(self._factor.shape)
             self._factor.sub_(pull.sign_(), alpha=factor_rate).clamp_(*_FACTORS)
         self._shift.sub_((slope * self._scale).sign_(), alpha=rate).clamp_(-0.5, 0.5)

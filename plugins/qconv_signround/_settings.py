@@ -30,7 +30,7 @@ class Settings:
         cls,
         *,
         iterations: str = "200",
-        batch: str = "2",
+        batch: str = "1",
         learning_rate: str | None = None,
         scale_learning_rate: str | None = None,
         precision: str = "float32",
@@ -41,13 +41,16 @@ class Settings:
             UsageError: an option is not a number, or out of range.
         """
         steps = _whole("iterations", iterations)
-        # With a linear decay, offsets can travel half of what they would at the first rate: 1/steps
-        # takes them from 0 to the end of their range, 0.5 (section 3.2 of the paper).
+        # With a linear decay, 1/steps takes offsets from 0 to the end of their range, 0.5; the
+        # paper's 200 steps from 5e-3 are the same. Factors move far less: the start's scales have
+        # been searched for. Measured on a block of SmolLM2-135M, int4 in groups of 64, 100 steps,
+        # error on held-out text against round to nearest: factors at 0.05/steps 0.36, 0.1/steps
+        # 0.37, 0.2/steps 0.38, 0.5/steps and no factors 0.39.
         return cls(
             iterations=steps,
             batch=_whole("batch", batch),
             learning_rate=_rate("learning_rate", learning_rate, 1.0 / steps),
-            scale_learning_rate=_rate("scale_learning_rate", scale_learning_rate, 0.5 / steps),
+            scale_learning_rate=_rate("scale_learning_rate", scale_learning_rate, 0.05 / steps),
             precision=_precision(precision),
         )
 

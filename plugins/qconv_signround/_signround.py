@@ -3,7 +3,9 @@
 Reference: Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent for the Quantization
 of LLMs", https://arxiv.org/abs/2309.05516, algorithm 1. Here it works on any grid, starts from the
 importance-weighted fit, and keeps the best of a few looks at the loss of what would be stored, the
-start among them: what comes out is never worse than the start on the windows.
+start among them: what comes out is never worse than the start on the windows. A start from GPTQ's
+codes and its corrected weights was tried: after 100 steps it was no better (0.375 of the error of
+round to nearest, against 0.36).
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from qconv.plugin import Block
     from qconv.statistics import Statistics
 
-#: How often, evenly spread, the loss of what would be stored is measured on all windows.
-_LOOKS = 4
+#: How often, evenly spread, the loss of what would be stored is measured on all windows. As the
+#: rate falls to nothing the last look is nearly always the best; a look costs a third of a step for
+#: every window.
+_LOOKS = 2
 
 
 class SignRound:

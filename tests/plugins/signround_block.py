@@ -7,7 +7,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from qconv.statistics import Statistics, StatisticsSum
 
-HIDDEN, INNER, TOKENS, HEADS = 256, 512, 24, 4
+HIDDEN, INNER, TOKENS, HEADS = 256, 256, 24, 4
 SHAPES = {
     "q": (HIDDEN, HIDDEN),
     "k": (HIDDEN, HIDDEN),

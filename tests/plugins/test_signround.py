@@ -120,6 +120,15 @@ def test_a_weight_no_token_reaches_keeps_its_start():
     assert found["expert.weight"].same(start)
 
 
+@pytest.mark.parametrize("type_", ["q4_0", "q4_1", "q3_k", "q4_k"])
+def test_rows_of_zeros_whose_scale_is_zero_stay_zero(type_):
+    grid = (SuperBlockGrid if type_.endswith("k") else BlockGrid)(type=type_)
+    block = TinyBlock()
+    block.weights["up.weight"][7] = 0.0
+    found = method(iterations="4").quantize_block(block, everywhere(block, grid), {})
+    assert not found["up.weight"].dequantize()[7].any()
+
+
 def test_it_works_inside_inference_mode():
     block = TinyBlock()
     with torch.no_grad():
