@@ -11,7 +11,6 @@ from qconv.errors import UnreadableInput, UsageError
 from qconv.model._collect import Collector, names
 from qconv.model._intercept import Memory, watching
 from qconv.model._linears import find_linears
-from qconv.model._pieces import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from qconv.model._hidden import Hidden
+    from qconv.model._pieces import Piece
     from qconv.model._topology import Topology
     from qconv.model._weights import Weights
     from qconv.statistics import Statistics
