@@ -295,19 +295,11 @@ class Blockwise:
 
     def _head_statistics(self, hidden: Hidden) -> Mapping[str, Statistics]:
         """Of the output projection's input, by its source name."""
-        from qconv.statistics import StatisticsSum
-
         head = self.passes.model.head
         if head is None:
             return {}
-        total: StatisticsSum | None = None
-        with self._running():
-            for window, rows in enumerate(self.passes.model.finish(hidden)):
-                total = total or StatisticsSum(
-                    rows.shape[1], device=rows.device, gram=self.steps.gram
-                )
-                total.add(rows, hidden.starts[window])
-        return {} if total is None else {head: total.total()}
+        with self._running(), self.passes.model.tail() as tail:
+            return {head: tail.statistics(hidden, gram=self.steps.gram)}
 
     def _check_experts(self, live: LiveBlock, statistics: Mapping[str, Statistics]) -> None:
         """Hold experts to the tokens that were asked for, and note those that saw none.
