@@ -72,6 +72,12 @@ def test_without_gram_importance_stays_and_the_gram_is_refused():
     assert (diagonal + statistics).gram_sum is None
 
 
+def test_statistics_of_no_tokens_add_nothing_and_lose_nothing():
+    statistics, nothing = of(rows()), StatisticsSum(300, gram=False).total()
+    assert (statistics + nothing).same(statistics)
+    assert (nothing + statistics).same(statistics)
+
+
 def test_statistics_of_different_inputs_do_not_add_up():
     with pytest.raises(UsageError, match="statistics of 300 and of 200 features"):
         _ = of(rows()) + of(rows(10, 200))

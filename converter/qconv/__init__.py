@@ -13,19 +13,22 @@ from qconv._version import __version__
 
 if TYPE_CHECKING:
     from qconv.api import convert, inspect, plan
-    from qconv.calibration import Calibration
+    from qconv.calibration import Calibrated, Calibration, add_calibrations, calibrate
     from qconv.conversion import Artifact, Conversion
     from qconv.inspection import Inspection
     from qconv.planning import Plan, TargetPlan
 
 __all__ = [
     "Artifact",
+    "Calibrated",
     "Calibration",
     "Conversion",
     "Inspection",
     "Plan",
     "TargetPlan",
     "__version__",
+    "add_calibrations",
+    "calibrate",
     "convert",
     "inspect",
     "plan",
@@ -33,7 +36,10 @@ __all__ = [
 
 _HOMES = {
     "Artifact": "qconv.conversion",
+    "Calibrated": "qconv.calibration",
     "Calibration": "qconv.calibration",
+    "add_calibrations": "qconv.calibration",
+    "calibrate": "qconv.calibration",
     "Conversion": "qconv.conversion",
     "Inspection": "qconv.inspection",
     "Plan": "qconv.planning",

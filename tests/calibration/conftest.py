@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from calibration.tokenized import save_model
 
+from calibration.tokenized import save_model
 from qconv.checkpoint import open_checkpoint
 
 

@@ -6,8 +6,8 @@ import json
 import sys
 
 import pytest
-from calibration.tokenized import write_jsonl
 
+from calibration.tokenized import write_jsonl
 from qconv.calibration import _read
 from qconv.calibration._read import read_builtin, read_source
 from qconv.errors import UnreadableInput, Unsupported

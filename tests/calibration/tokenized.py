@@ -14,10 +14,13 @@ TEMPLATE = (
     "{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
 )
-WORDS = (
-    "river stone lantern quiet copper window garden winter engine paper silver morning bridge "
-    "signal harbour meadow thunder ladder velvet compass orchard pebble canvas whistle anchor"
-).split()
+_WORDS = """
+river stone lantern quiet copper window garden winter
+engine paper silver morning bridge signal harbour meadow
+thunder ladder velvet compass orchard pebble canvas whistle
+anchor
+"""
+WORDS = tuple(_WORDS.split())
 
 
 def prose(seed: int, words: int = 200) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from qconv.calibration import CalibrationJson, CalibrationMetadata
 from qconv.conversion import ConversionJson
 from qconv.planning import PlanJson
 from qconv.tensors import QuantTensorMetadata
 
 #: Every committed schema and the type it describes.
 MODELS: dict[str, type] = {
+    "calibration-file.schema.json": CalibrationMetadata,
+    "calibration.schema.json": CalibrationJson,
     "conversion.schema.json": ConversionJson,
     "plan.schema.json": PlanJson,
     "quant-tensor.schema.json": QuantTensorMetadata,

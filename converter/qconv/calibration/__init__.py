@@ -14,12 +14,11 @@ from qconv.calibration._file import (
 )
 from qconv.calibration._json import CalibrationJson
 from qconv.calibration._running import InputStatistics, Seen, check_tokens, collect_statistics
-from qconv.calibration._settings import BUILTIN, SELF, Calibration
+from qconv.calibration._settings import BUILTIN, Calibration
 from qconv.calibration._windows import Origin, SourceReport, Windows, WindowsReport
 
 __all__ = [
     "BUILTIN",
-    "SELF",
     "Calibrated",
     "Calibration",
     "CalibrationFile",

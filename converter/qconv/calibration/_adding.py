@@ -89,7 +89,7 @@ def _groups(files: Sequence[CalibrationFile]) -> list[tuple[str, ...]]:
 
     An input that no token came to in one file may be shared in another, and says nothing there.
     """
-    inputs: dict[str, list[object]] = {name: [] for name in files[0].linears}
+    inputs: dict[str, list[object]] = {name: [] for seen in files[0].seen for name in seen.linears}
     for file in files:
         for number, seen in enumerate(file.seen):
             for name in seen.linears:
@@ -98,7 +98,7 @@ def _groups(files: Sequence[CalibrationFile]) -> list[tuple[str, ...]]:
     for name, numbers in inputs.items():
         unseen = all(number is None for number in numbers)
         groups.setdefault((name,) if unseen else tuple(numbers), []).append(name)
-    return [tuple(names) for names in groups.values()]
+    return [tuple(sorted(names)) for names in groups.values()]
 
 
 def _joined(reports: Sequence[SourceReport]) -> list[SourceReport]:

@@ -292,7 +292,7 @@ def _take(
         return most_diverse(pool.candidates, count)
     if calibration.sampling == "length":
         return list(range(count))
-    return shuffled(len(pool.candidates), f"{calibration.seed}:{pool.report.source}")[:count]
+    return shuffled(len(pool.candidates), f"{calibration.seed}:take")[:count]
 
 
 def _tensor(candidate: Candidate) -> torch.Tensor:
