@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconv.errors import UnsupportedGrid, UsageError
-from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import ActivationGrid, BlockGrid, SuperBlockGrid, UniformGrid
 from qconv.tensors import QuantTensor
 
 INT4 = UniformGrid(bits=4, symmetric=True, group_size=16)
@@ -221,3 +221,80 @@ def test_stacking_other_columns_is_refused():
 def test_stacking_across_devices_is_refused():
     with pytest.raises(UnsupportedGrid, match="cannot stack tensor 2 on meta below one on cpu"):
         QuantTensor.stack([quantized(), quantized().to("meta")])
+
+
+# --- the grid of the input ------------------------------------------------------------------------
+
+STATIC = ActivationGrid(scope="tensor", dynamic=False)
+STATIC_UINT8 = ActivationGrid(symmetric=False, scope="tensor", dynamic=False)
+TOKEN = ActivationGrid()
+
+
+def with_static(scale: float = 0.25, tensor: QuantTensor | None = None) -> QuantTensor:
+    tensor = quantized() if tensor is None else tensor
+    return tensor.with_activation(STATIC, {"scale": torch.tensor([scale])})
+
+
+def test_the_grid_of_the_input_stays_with_every_part():
+    tensor = with_static()
+    parts = (
+        tensor.take_rows([2, 1]),
+        *tensor.split_rows([4, 8]),
+        QuantTensor.stack([tensor, tensor]),
+        tensor.to("cpu"),
+        pickle.loads(pickle.dumps(tensor)),
+    )
+    for part in parts:
+        assert part.activation == STATIC
+        assert part.activation_parameters["scale"].tolist() == [0.25]
+    assert torch.equal(tensor.dequantize(), quantized().dequantize())
+
+
+def test_a_dynamic_grid_of_the_input_stores_nothing():
+    tensor = quantized().with_activation(TOKEN, TOKEN.fit_abs_max(torch.ones(32)))
+    assert (tensor.activation, tensor.activation_parameters) == (TOKEN, {})
+    assert tensor.with_activation(None, {}).same(quantized())
+
+
+def test_same_sees_the_input_too():
+    assert with_static().same(with_static())
+    assert not with_static().same(quantized())
+    assert not quantized().same(with_static())
+    assert not with_static().same(with_static(0.5))
+    assert not with_static().same(quantized().with_activation(TOKEN, {}))
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (quantized(), r"tensor 2 with input as it is below one with input int8_tensor_static"),
+        (with_static(0.5), r"with input int8_tensor_static \{'scale': \[0.5\]\} below"),
+        (quantized().with_activation(TOKEN, {}), r"with input int8_token below one"),
+    ],
+)
+def test_tensors_with_other_inputs_are_not_stacked(other, text):
+    with pytest.raises(UnsupportedGrid, match=text):
+        QuantTensor.stack([with_static(), other])
+
+
+@pytest.mark.parametrize(
+    ("activation", "parameters", "text"),
+    [
+        (STATIC, {}, r"activation grid int8_tensor_static has parameters \['scale'\], got \[\]"),
+        (None, {"scale": torch.ones(1)}, r"activation grid none has parameters \[\], got"),
+        (TOKEN, {"scale": torch.ones(1)}, r"activation grid int8_token has parameters \[\], got"),
+        (STATIC, {"scale": torch.ones(2)}, r"scale is \(2,\) float32, but must be \(1,\) float32"),
+        (STATIC, {"scale": torch.ones(1).half()}, r"scale is \(1,\) float16, but must be"),
+        (
+            STATIC_UINT8,
+            {"scale": torch.ones(1), "zero_point": torch.zeros(1)},
+            r"zero_point is \(1,\) float32, but must be \(1,\) uint8; pass what activation",
+        ),
+        (STATIC, {"scale": torch.ones(1, device="meta")}, "scale is on meta, codes on cpu; move"),
+    ],
+)
+def test_static_parameters_that_the_grid_of_the_input_does_not_have_are_refused(
+    activation, parameters, text
+):
+    with pytest.raises(UnsupportedGrid, match=text):
+        quantized().with_activation(activation, parameters)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qconv.errors import UnreadableInput
-from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import ActivationGrid, BlockGrid, SuperBlockGrid, UniformGrid
 from qconv.tensors import QuantTensor, load_quant_tensors, save_quant_tensors
 
 GRIDS = [
@@ -39,7 +39,12 @@ def saved(path, **tensors: QuantTensor):
 
 def tampered(path, metadata=None, **changes: torch.Tensor | None):
     """A file whose metadata and tensors were changed behind our back; None removes a tensor."""
-    with safe_open(saved(path), framework="pt") as file:
+    return retold(saved(path), metadata, **changes)
+
+
+def retold(path, metadata=None, **changes: torch.Tensor | None):
+    """The file at ``path``, changed."""
+    with safe_open(path, framework="pt") as file:
         spec = json.loads(file.metadata()["qconv"])
     text = metadata(spec) if metadata else None
     tensors = {name: value.clone() for name, value in load_file(path).items()} | changes
@@ -236,4 +241,100 @@ def test_codes_beyond_the_grid_are_refused(tmp_path):
 def test_scales_that_are_not_finite_are_refused(tmp_path, value):
     path = tampered(tmp_path / "t", **{"w:scale": torch.full((6, 2), value).half()})
     with pytest.raises(UnreadableInput, match="'w' has a scale that is not finite"):
+        load_quant_tensors(path)["w"]
+
+
+# --- the grid of the input ------------------------------------------------------------------------
+
+STATIC = ActivationGrid(scope="tensor", dynamic=False)
+STATIC_UINT4 = ActivationGrid(bits=4, symmetric=False, scope="tensor", dynamic=False)
+
+
+def with_static(grid: ActivationGrid = STATIC_UINT4) -> QuantTensor:
+    known = {"scale": torch.tensor([0.3]), "zero_point": torch.tensor([7], dtype=torch.uint8)}
+    return quantized().with_activation(grid, {part: known[part] for part in grid.layout()})
+
+
+def test_grids_of_inputs_come_back(tmp_path):
+    tensors = {
+        "plain": quantized(),
+        "dynamic": with_static(ActivationGrid()),
+        "static": with_static(STATIC),
+        "uint4": with_static(),
+    }
+    loaded = load_quant_tensors(saved(tmp_path / "t", **tensors))
+    assert all(loaded[name].same(tensor) for name, tensor in tensors.items())
+    names = {key for key in load_file(tmp_path / "t") if ":activation_" in key}
+    assert names == {
+        "static:activation_scale",
+        "uint4:activation_scale",
+        "uint4:activation_zero_point",
+    }
+
+
+def test_a_tensor_without_one_is_stored_as_ever(tmp_path):
+    with safe_open(saved(tmp_path / "t"), framework="pt") as file:
+        assert json.loads(file.metadata()["qconv"])["tensors"]["w"].keys() == {
+            "grid",
+            "rows",
+            "columns",
+        }
+
+
+def test_parts_that_share_a_scale_are_stored_each(tmp_path):
+    first, second = with_static().split_rows([2, 4])
+    loaded = load_quant_tensors(saved(tmp_path / "t", first=first, second=second))
+    assert QuantTensor.stack([loaded["first"], loaded["second"]]).same(with_static())
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"family": "uniform"}, "its activation grid is of family 'uniform'"),
+        ({"bits": 99}, "activation grid: bits is 99"),
+        ({"bits": {}}, "activation grid: bits is {}"),
+        ({"scope": []}, r"scope is \[\]; choose token or tensor"),
+        ({"scope": "token"}, "a scale per token cannot be static"),
+        ({"dynamic": "no"}, "dynamic is 'no'; choose true or false"),
+        ({"more": 1}, "options are bits"),
+        ({"dynamic": True}, "'w:activation_scale' belongs to no quantized tensor"),
+        ({"symmetric": True}, "'w:activation_zero_point' belongs to no quantized tensor"),
+    ],
+)
+def test_odd_grids_of_inputs_are_refused(tmp_path, change, text):
+    def metadata(spec):
+        spec["tensors"]["w"]["activation"].update(change)
+
+    saved(tmp_path / "t", w=with_static())
+    with pytest.raises(UnreadableInput, match=text):
+        load_quant_tensors(retold(tmp_path / "t", metadata))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"w:activation_scale": None}, "'w:activation_scale' is not there"),
+        ({"w:activation_scale": torch.ones(6)}, r"is \(6,\) F32, but its grid needs \(1,\) F32"),
+        ({"w:activation_zero_point": torch.ones(1)}, r"is \(1,\) F32, .* needs \(1,\) U8"),
+    ],
+)
+def test_static_parts_off_the_layout_are_refused(tmp_path, changes, text):
+    saved(tmp_path / "t", w=with_static())
+    with pytest.raises(UnreadableInput, match=text):
+        load_quant_tensors(retold(tmp_path / "t", **changes))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_static_scales_that_are_no_scales_are_refused(tmp_path, scale):
+    saved(tmp_path / "t", w=with_static())
+    path = retold(tmp_path / "t", **{"w:activation_scale": torch.tensor([scale])})
+    with pytest.raises(UnreadableInput, match=f"'w' has an activation scale of {scale}; it must"):
+        load_quant_tensors(path)["w"]
+
+
+def test_static_zero_points_beyond_the_codes_are_refused(tmp_path):
+    saved(tmp_path / "t", w=with_static())
+    beyond = torch.tensor([16], dtype=torch.uint8)
+    path = retold(tmp_path / "t", **{"w:activation_zero_point": beyond})
+    with pytest.raises(UnreadableInput, match="zero-point of 16, but .* uint4_.* has codes to 15"):
         load_quant_tensors(path)["w"]

@@ -1,0 +1,147 @@
+"""Facts about activation grids: what a runtime makes of a linear layer's input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qconv.errors import Unsupported, UnsupportedGrid, UsageError
+from qconv.grids import ActivationGrid
+
+TOKEN = ActivationGrid()
+TENSOR = ActivationGrid(scope="tensor")
+STATIC = ActivationGrid(scope="tensor", dynamic=False)
+ONNX = ActivationGrid(symmetric=False, scope="tensor")
+ALL = [
+    TOKEN,
+    TENSOR,
+    STATIC,
+    ONNX,
+    ActivationGrid(symmetric=False),
+    ActivationGrid(bits=4),
+    ActivationGrid(bits=2, symmetric=False, scope="tensor", dynamic=False),
+]
+
+
+def rows(seed: int = 0) -> torch.Tensor:
+    return torch.randn(5, 24, generator=torch.Generator().manual_seed(seed)) + 0.3
+
+
+@pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+def test_a_spec_gives_the_grid_back(grid):
+    assert ActivationGrid.from_spec(grid.spec()) == grid
+
+
+def test_names_tell_grids_apart():
+    assert len({grid.name for grid in ALL}) == len(ALL)
+    assert (TOKEN.name, STATIC.name) == ("int8_token", "int8_tensor_static")
+
+
+@pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+def test_values_come_back_within_half_a_step(grid):
+    x = rows()
+    parameters = grid.fit(x)
+    error = (grid.fake_quantize(x, parameters) - x).abs()
+    # Zero-points are whole numbers, which may push the farther end out by half a step.
+    assert bool((error <= parameters["scale"] * (0.501 if grid.symmetric else 1.001)).all())
+
+
+@pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+def test_codes_stay_in_range_and_zero_stays_zero(grid):
+    x = rows()
+    x[2] = 0.0
+    parameters = grid.fit(x)
+    codes = grid.round(x * 3, parameters)
+    assert grid.lowest <= int(codes.min())
+    assert int(codes.max()) <= grid.highest
+    assert torch.equal(grid.fake_quantize(x, parameters)[2], torch.zeros(24))
+
+
+def test_per_token_symmetric_is_absmax_over_127():
+    x = rows()
+    parameters = TOKEN.fit(x)
+    assert parameters["scale"].shape == (5, 1)
+    expected = x.numpy().__abs__().max(1, keepdims=True) / np.float32(127)
+    assert np.array_equal(parameters["scale"].numpy(), expected)
+    assert np.array_equal(TOKEN.round(x, parameters).numpy(), np.rint(x.numpy() / expected))
+
+
+def test_ties_go_to_even_codes():
+    parameters = {"scale": torch.ones(1)}
+    x = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 200.0, -200.0]])
+    assert STATIC.round(x, parameters).tolist() == [[0, 2, 2, 0, -2, 127, -128]]
+
+
+def test_asymmetric_follows_dynamic_quantize_linear():
+    # The ONNX operator's own example: https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear
+    x = torch.tensor([[0.0, 2.0, -3.0, -2.5, 1.34, 0.5]])
+    parameters = ONNX.fit(x)
+    assert parameters["zero_point"].tolist() == [153]
+    assert parameters["scale"].item() == pytest.approx(0.0196078438)
+    assert ONNX.round(x, parameters).tolist() == [[153, 255, 0, 26, 221, 179]]
+
+
+def test_each_token_is_on_its_own_and_a_tensor_is_not():
+    x = rows()
+    louder = x.clone()
+    louder[0] *= 100
+    assert torch.equal(TOKEN.fake_quantize(louder)[1:], TOKEN.fake_quantize(x)[1:])
+    assert not torch.equal(TENSOR.fake_quantize(louder)[1:], TENSOR.fake_quantize(x)[1:])
+
+
+def test_static_parameters_come_from_calibration():
+    x = rows()
+    parameters = STATIC.fit_abs_max(x.abs().amax(0))
+    assert parameters.keys() == STATIC.layout().keys() == {"scale"}
+    assert parameters["scale"].shape == STATIC.layout()["scale"][0]
+    assert torch.equal(parameters["scale"], STATIC.fit(x)["scale"])
+    assert TOKEN.fit_abs_max(x.abs().amax(0)) == TOKEN.layout() == {}
+
+
+def test_extreme_inputs_keep_scales_positive_and_finite():
+    large, small = torch.tensor([[3e38, -1e38]]), torch.tensor([[1e-45, 0.0]])
+    for grid in ALL:
+        for x in (large, small, torch.zeros(1, 2)):
+            scale = grid.fit(x)["scale"]
+            assert 0 < float(scale) < float("inf")
+            assert bool(torch.isfinite(grid.fake_quantize(x)).all())
+
+
+def test_inputs_are_not_modified():
+    x = rows()
+    TOKEN.fake_quantize(x)
+    assert torch.equal(x, rows())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value):
+    x = rows()
+    x[3, 4] = value
+    with pytest.raises(UnsupportedGrid, match="int8_token: the input has values that are not fin"):
+        TOKEN.fit(x)
+    with pytest.raises(UnsupportedGrid, match="repeat the calibration without"):
+        STATIC.fit_abs_max(x.abs().amax(0))
+
+
+def test_a_static_zero_point_needs_more_than_magnitudes():
+    grid = ActivationGrid(symmetric=False, scope="tensor", dynamic=False)
+    with pytest.raises(Unsupported, match="calibration keeps magnitudes, not both ends"):
+        grid.fit_abs_max(torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"bits": 1}, "bits is 1; choose a whole number from 2 to 8"),
+        ({"bits": True}, "bits is True; choose"),
+        ({"symmetric": "yes"}, "symmetric is 'yes'; choose true or false"),
+        ({"dynamic": 1}, "dynamic is 1; choose true or false"),
+        ({"scope": "row"}, "scope is 'row'; choose token or tensor"),
+        ({"dynamic": False}, "a scale per token cannot be static"),
+        ({"group": 3}, "options are bits, symmetric, scope, dynamic"),
+    ],
+)
+def test_odd_options_are_refused(options, text):
+    with pytest.raises(UsageError, match=text):
+        ActivationGrid.from_spec(options)
