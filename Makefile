@@ -6,16 +6,18 @@ BIN := $(VENV)/bin
 MODELS := .models
 READY := $(VENV)/.ready
 MODEL := $(MODELS)/smollm2-135m-wide/config.json
-# for `make bench`: where llama.cpp's own tools are, if they are installed
+# for `make bench`: where llama.cpp's own tools are, if they are installed; for `make
+# bench-quality`: --peers FOLDER with what tests/bench/peers made, and other options of quality.py
 PEERS ?=
 
-.PHONY: help demo test lint bench gpu-check schemas clean
+.PHONY: help demo test lint bench bench-quality gpu-check schemas clean
 
 help:
 	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
 	@echo "make test     run all tests"
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make bench    speed, memory and error against llama.cpp, as ratios"
+	@echo "make bench-quality  KL divergence, CPU seconds and memory of every method, beside its peers"
 	@echo "make gpu-check  on a machine with CUDA: the GPU path gives the CPU's bytes"
 	@echo "make schemas  write schemas/ anew"
 
@@ -47,6 +49,10 @@ lint: $(READY)
 bench: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/encode.py --model $(MODELS)/smollm2-135m-wide
 	$(BIN)/python tests/bench/whole.py $(PEERS)
+
+bench-quality: $(READY) $(MODEL)
+	$(BIN)/python tests/bench/quality.py run --wide $(MODELS)/smollm2-135m-wide \
+		--narrow $(MODELS)/smollm2-135m --out out/quality $(PEERS)
 
 gpu-check: $(READY)
 	$(BIN)/pytest tests/gpu -ra

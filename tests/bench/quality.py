@@ -1,7 +1,11 @@
 """How much a converted model loses, of qconv and of its peers, with the same windows for all.
 
     python tests/bench/quality.py score MODEL ARTIFACT...
+    python tests/bench/quality.py run --wide DIR --narrow DIR --out DIR [--peers DIR]
+    python tests/bench/quality.py table --wide DIR --narrow DIR --out DIR [--peers DIR]
 
+`score` takes artifacts of any converter. `run` makes qconv's own, then does what `table` does: it
+scores them and the peers' (of tests/bench/peers, with their results.jsonl) and prints tables.
 Held-out text is qconv's own, of which no run of 13 tokens is in a calibration window; every
 position of a window counts, unless `--skip` leaves the first ones out.
 """
@@ -16,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_artifacts import Artifact, open_artifact
+from quality_artifacts import Artifact, hidden_size, open_artifact
+from quality_run import FORMATS, Workshop, commands, latest_runs
 from quality_score import Judge, Score
-from quality_windows import calibration_tokens, held_out
+from quality_table import Entry, Scored, our_entries, peer_entries, tables
+from quality_windows import calibration_tokens, digest_of, held_out
 
 from qconv.checkpoint import open_checkpoint
 
@@ -35,7 +41,11 @@ def score_options(parser: argparse.ArgumentParser) -> None:
         "--skip", type=int, default=0, help="positions of each window not scored (llama.cpp: 256)"
     )
     parser.add_argument(
-        "--calibration", nargs="*", default=["builtin"], help="what held-out text stays clear of"
+        "--calibration",
+        nargs="+",
+        default=["builtin"],
+        help="builtin, text or windows (.safetensors): held-out text stays clear of all of them; "
+        "`run` calibrates on the first",
     )
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument(
@@ -128,14 +138,104 @@ def score_command(options: argparse.Namespace) -> None:
                 file.write(json.dumps({"artifact": str(path), **row}) + "\n")
 
 
+def run_command(options: argparse.Namespace) -> None:
+    workshop = Workshop(options.out, options.threads)
+    known = workshop.methods()
+    models = {"wide": options.wide, "narrow": options.narrow}
+    for command in commands(
+        workshop,
+        models,
+        formats=options.formats,
+        methods=options.methods,
+        calibration=options.calibration[0],
+        windows=options.windows,
+        length=options.length,
+    ):
+        lacking = [step for step in command.steps if step not in known]
+        if lacking:
+            print(f"{command.format} {command.method}: missing, no method {', '.join(lacking)}")
+            continue
+        row = workshop.run(command)
+        took = row.get("failed") or f"{row['cpu_s']:.1f} CPU s, {row['peak_mb']:.0f} MB"
+        print(f"{command.format} {command.method}: {took}", flush=True)
+    table_command(options)
+
+
+def table_command(options: argparse.Namespace) -> None:
+    entries = list(our_entries(latest_runs(options.out)))
+    for folder in options.peers:
+        entries += peer_entries(folder)
+    found: list[Scored] = []
+    for kind, model in (("wide", options.wide), ("narrow", options.narrow)):
+        hidden = hidden_size(model)
+        wanted = [
+            entry
+            for entry in entries
+            if entry.format in options.formats
+            and FORMATS[entry.format][1] == kind
+            and hidden_size(entry.path) == hidden
+        ]
+        if wanted:
+            judge = make_judge(model, options)
+            found += score_entries(judge, wanted, options)
+            del judge
+    print(
+        f"\nCalibrated on {', '.join(options.calibration)}; CPU seconds: of qconv the whole "
+        "command, of peers calibrating and quantizing alone; errors are over windows\n"
+    )
+    for table in tables(found):
+        print(table)
+
+
+def score_entries(
+    judge: Judge, entries: Sequence[Entry], options: argparse.Namespace
+) -> Iterator[Scored]:
+    """Scores of all entries; those that were scored before as they are now come from a file."""
+    file = options.out / "scores.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    known = {str(row["key"]): row["rows"] for row in map(json.loads, lines)}
+    held = [digest_of(judge.windows), judge.skip, options.tensors, options.activations]
+    for entry in entries:
+        weights = entry.path if entry.path.is_file() else next(entry.path.glob("*.safetensors"))
+        key = [str(entry.path), weights.stat().st_mtime_ns, *held]
+        if str(key) not in known:
+            rows = [row for _, row in score_all(judge, [entry.path], options)]
+            known[str(key)] = rows
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"key": key, "rows": rows}) + "\n")
+        for row in known[str(key)]:
+            print(line(f"{entry.format} {entry.converter} {entry.method}", row), flush=True)
+            yield Scored(entry=entry, row=row)
+
+
+def comparison_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wide", type=Path, required=True, help="float model for K-quants")
+    parser.add_argument("--narrow", type=Path, required=True, help="float model for the others")
+    parser.add_argument("--out", type=Path, required=True, help="folder for artifacts and results")
+    parser.add_argument(
+        "--peers", type=Path, nargs="*", default=[], help="folders with peers' results.jsonl"
+    )
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    score_options(parser)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    score = commands.add_parser("score", help="score artifacts of any converter")
+    subcommands = parser.add_subparsers(dest="command", required=True)
+    score = subcommands.add_parser("score", help="score artifacts of any converter")
     score.add_argument("model", type=Path, help="folder of the float model")
     score.add_argument("artifacts", type=Path, nargs="+")
     score_options(score)
     score.set_defaults(call=score_command)
+    run = subcommands.add_parser("run", help="make qconv's artifacts, then the tables")
+    run.add_argument(
+        "--methods", nargs="+", help="chains, each with @none, @shared or @sequential after it"
+    )
+    comparison_options(run)
+    run.set_defaults(call=run_command)
+    table = subcommands.add_parser("table", help="score what `run` left, and peers'; print tables")
+    comparison_options(table)
+    table.set_defaults(call=table_command)
     return parser.parse_args(arguments)
 
 

@@ -51,6 +51,15 @@ def open_artifact(path: Path, config: Mapping[str, Any]) -> Artifact:
     return _open_folder(path)
 
 
+def hidden_size(path: Path) -> int:
+    """Features of the hidden states of an artifact or model: what tells two models apart."""
+    if path.is_dir():
+        return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+    fields = GGUFReader(path).fields
+    architecture = fields["general.architecture"].contents()
+    return int(fields[f"{architecture}.embedding_length"].contents())
+
+
 # --- GGUF -----------------------------------------------------------------------------------------
 
 GGUF_NAMES = {

@@ -86,6 +86,11 @@ def as_windows(tokens: Sequence[torch.Tensor]) -> Windows:
     return Windows(tokens=tuple(tokens), origins=origins, report=report)
 
 
+def digest_of(windows: torch.Tensor) -> str:
+    """What tells one set of held-out windows from another."""
+    return as_windows(tuple(windows)).digest
+
+
 def shared_runs(held: Sequence[torch.Tensor], calibrated: Sequence[torch.Tensor]) -> int:
     """Runs of RUN tokens that both have, counted by comparing the tokens themselves."""
     return len(_runs(held) & _runs(calibrated))
