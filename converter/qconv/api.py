@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qconv.inspection import Inspection
     from qconv.planning import CalibrationPlan, Plan
     from qconv.plugin import BackendSpec, BlockRounder, Event, MethodSpec, Rounder, Transform
+    from qconv.statistics import Statistics
 
 Search = Literal["default", "ggml"]
 StatisticsFrom = Literal["shared", "sequential"]
@@ -309,7 +310,7 @@ def _make_steps(host: Host, chain: Chain) -> Steps:
         transforms=tuple(cast("Transform", host.step(step)) for step in chain.transforms),
         rounder=host.method(DEFAULT_ROUNDER) if by_block else cast("Rounder", last),
         block_rounder=cast("BlockRounder", last) if by_block else None,
-        gram=any(step.spec.gram for step in chain.steps if step.spec.calibration != "unused"),
+        gram=any(step.spec.gram for step in chain.steps if _calibrates(step.spec)),
     )
 
 
@@ -325,19 +326,61 @@ def _make_passes(
     settings, request = chosen.calibration, chosen.request
     if settings is None or made.calibration is None:
         raise RuntimeError("passes are made for chains that calibrate only")
-    watch(Calibrating(source=made.calibration.source, windows=made.calibration.windows))
-    model = open_model(
-        checkpoint, device=request.device, dtype=request.dtype, max_ram=request.max_ram
-    )
-    windows = build_windows(settings, checkpoint)
+    sequential = made.calibration.statistics == "sequential"
+    saved = None if sequential else _saved(settings, chosen.chain, checkpoint)
+    runs = saved is None or bool(chosen.chain.transforms)
+    model = None
+    if runs:
+        watch(Calibrating(source=made.calibration.source, windows=made.calibration.windows))
+        model = open_model(
+            checkpoint, device=request.device, dtype=request.dtype, max_ram=request.max_ram
+        )
+    windows = build_windows(settings, checkpoint, model=model)
     return Passes(
         model=model,
-        windows=windows.tokens,
+        windows=windows.tokens[:1] if saved else windows.tokens,
         digest=windows.digest,
         warnings=windows.report.warnings,
-        sequential=made.calibration.statistics == "sequential",
+        sequential=sequential,
         min_tokens_per_expert=settings.min_tokens_per_expert,
+        saved=saved,
     )
+
+
+def _saved(
+    settings: Calibration, chain: Chain, checkpoint: Checkpoint
+) -> Mapping[str, Statistics] | None:
+    """The statistics of the calibration file that was given, where the chain can do with them.
+
+    Raises:
+        UsageError: they hold the diagonal only, and the chain needs more.
+        GateFailed: an expert saw fewer tokens than asked for.
+    """
+    from qconv.calibration import (
+        FILE_SUFFIX,
+        SavedStatistics,
+        check_tokens,
+        load_calibration,
+    )
+
+    (first, *others) = settings.sources
+    if others or not first.name.endswith(FILE_SUFFIX) or chain.rounder.spec.kind == "block_rounder":
+        return None
+    file = load_calibration(first.name, checkpoint.model)
+    if not file.linears:
+        return None
+    needy = [step.spec.name for step in chain.steps if step.spec.gram and _calibrates(step.spec)]
+    if needy and not all(seen.gram or not seen.tokens for seen in file.seen):
+        raise UsageError(
+            f"{first.name}: holds the diagonals of Gram matrices only, and {needy[0]} needs them "
+            "whole; calibrate again with qconv calibrate --statistics full"
+        )
+    check_tokens(file.seen, settings.min_tokens_per_expert)
+    return SavedStatistics(file)
+
+
+def _calibrates(spec: MethodSpec) -> bool:
+    return spec.calibration != "unused"
 
 
 def _observers(host: Host, observer: Callable[[Event], None] | None) -> Callable[[Event], None]:

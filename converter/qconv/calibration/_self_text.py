@@ -2,7 +2,8 @@
 
 What a model says is text it knows, whatever its languages and formats: LLM-QAT
 (https://arxiv.org/abs/2305.17888, section 3.1) trains on such text with a random first token, so
-that the samples differ, and samples the rest from the model's own distribution.
+that the samples differ, then a few likeliest tokens, which find a subject, and samples the rest
+from the model's own distribution.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 #: The model's own distribution, without the tail in which one bad token derails all that follow.
 TEMPERATURE, TOP_P = 1.0, 0.95
-#: Windows sampled together. Fixed: sums in a batch of another size round differently.
+#: Likeliest tokens after the random one.
+_SETTLING = 4
+#: Windows sampled together at most. It never depends on the memory there is: sums in a batch of
+#: another size round differently.
 _BATCH = 16
 
 
@@ -85,10 +89,11 @@ def sample_windows(
     choice = torch.tensor(sorted(first_tokens), dtype=torch.int64)
     windows: list[torch.Tensor] = []
     while len(windows) < count:
-        drawn = torch.randint(len(choice), (_BATCH, 1), generator=generator)
+        batch = min(_BATCH, count - len(windows))
+        drawn = torch.randint(len(choice), (batch, 1), generator=generator)
         start = choice[drawn]
         if begin is not None:
-            start = torch.cat([torch.full((_BATCH, 1), begin), start], dim=1)
+            start = torch.cat([torch.full((batch, 1), begin), start], dim=1)
         start = start[:, :length]
         done = len(windows)
 
@@ -98,7 +103,7 @@ def sample_windows(
         windows += _continued(
             module, start, length, generator=generator, device=device, told=told
         ).unbind()
-    return [window.clone() for window in windows[:count]]
+    return [window.clone() for window in windows]
 
 
 def _continued(
@@ -118,7 +123,9 @@ def _continued(
         while tokens.shape[1] < length:
             output = module(input_ids=step.to(device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            step = draw(output.logits[:, -1].float().cpu(), generator)[:, None]
+            logits = output.logits[:, -1].float().cpu()
+            settled = tokens.shape[1] >= start.shape[1] + _SETTLING
+            step = (draw(logits, generator) if settled else logits.argmax(-1))[:, None]
             tokens = torch.cat([tokens, step], dim=1)
             told(tokens.numel())
     return tokens
