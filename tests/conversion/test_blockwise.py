@@ -422,7 +422,7 @@ def test_every_expert_is_rounded_on_the_tokens_it_saw(mixtral, tmp_path):
 def test_experts_below_the_tokens_asked_for_fail_the_gate(mixtral, tmp_path):
     backend = ToyBackend(changes=gridded(mixtral, FINE))
     with pytest.raises(
-        GateFailed, match=r"experts\..*: \d+ calibration tokens came through, fewer than the 71"
+        GateFailed, match=r"experts\..* saw \d+ tokens, but --min-tokens-per-expert asks for 71"
     ):
         convert(mixtral, tmp_path, Steps(rounder=Nearest()), backend, min_tokens_per_expert=71)
 

@@ -7,6 +7,7 @@ from qconv.calibration._calibrate import Calibrated, add_calibrations, calibrate
 from qconv.calibration._corpus import CorpusCounts
 from qconv.calibration._evaluation import evaluation_windows
 from qconv.calibration._file import (
+    FILE_SUFFIX,
     CalibrationFile,
     CalibrationMetadata,
     load_calibration,
@@ -14,11 +15,13 @@ from qconv.calibration._file import (
 )
 from qconv.calibration._json import CalibrationJson
 from qconv.calibration._running import InputStatistics, Seen, check_tokens, collect_statistics
+from qconv.calibration._saved import SavedStatistics
 from qconv.calibration._settings import BUILTIN, Calibration
 from qconv.calibration._windows import Origin, SourceReport, Windows, WindowsReport
 
 __all__ = [
     "BUILTIN",
+    "FILE_SUFFIX",
     "Calibrated",
     "Calibration",
     "CalibrationFile",
@@ -27,6 +30,7 @@ __all__ = [
     "CorpusCounts",
     "InputStatistics",
     "Origin",
+    "SavedStatistics",
     "Seen",
     "SourceReport",
     "Windows",

@@ -9,7 +9,7 @@ import typer
 
 from . import _options as given
 from ._calibration import WINDOW_LENGTH, WINDOWS, chosen_calibration
-from ._output import results_only, write_json
+from ._output import results_only, warn, write_json
 from ._sizes import parse_share, parse_size
 
 
@@ -80,6 +80,7 @@ def convert(
             resume=not no_resume,
             observer=warned_of(progress),
         )
+    warn(conversion.notes)
     if as_json:
         return write_json(conversion.to_json())
     from ._render import render_conversion

@@ -19,7 +19,6 @@ from qconv.conversion._journal import Slab
 from qconv.conversion._learning import LearningBlock
 from qconv.conversion._rounding import Beforehand, ByRounder, Keeping
 from qconv.conversion._work import Worker
-from qconv.errors import GateFailed
 from qconv.plugin import BlockStarted
 
 if TYPE_CHECKING:
@@ -60,19 +59,23 @@ class Steps:
 class Passes:
     """What the forward passes run on.
 
+    model: None where saved statistics are all that the chain needs
     windows: 1-D int64 token ids each
     digest: of the windows, part of what decides on the bytes
     sequential: statistics from the blocks as each target has quantized them
     min_tokens_per_expert: fewer for a linear weight are an error
     warnings: what the user should know of the windows
+    saved: statistics taken before, by source name of the linear weight: then the model runs only
+        to find and check folds, which one window does for
     """
 
-    model: BlockModel
+    model: BlockModel | None
     windows: Sequence[torch.Tensor]
     digest: str
     sequential: bool = False
     min_tokens_per_expert: int | None = None
     warnings: tuple[str, ...] = ()
+    saved: Mapping[str, Statistics] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +113,7 @@ class Blockwise:
     checkpoint: Checkpoint
     steps: Steps
     passes: Passes
+    model: BlockModel
     done: Sequence[frozenset[Slab]]
     executor: Executor
     observer: Callable[[Event], None]
@@ -118,7 +122,7 @@ class Blockwise:
 
     def encoded(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Encoded]]:
         """Encode all jobs: blocks in order, then what lies outside of them."""
-        model = self.passes.model
+        model = self.model
         inside, outside = self._by_block(jobs)
         with model.begin(self.passes.windows) as hidden:
             streams = self._streams(hidden)
@@ -144,7 +148,7 @@ class Blockwise:
 
     def _by_block(self, jobs: Sequence[Job]) -> tuple[dict[str, list[Job]], list[Job]]:
         """Jobs by the block that all their sources are in, and the rest."""
-        home = {name: info.name for info in self.passes.model.blocks for name in info.sources}
+        home = {name: info.name for info in self.model.blocks for name in info.sources}
         inside: dict[str, list[Job]] = {}
         outside: list[Job] = []
         for job in jobs:
@@ -168,17 +172,15 @@ class Blockwise:
         """Take one stream through one block, encoding what its targets lack of it."""
         wanted = [job for job in (_only(job, stream.targets) for job in jobs) if job.uses]
         if not self.passes.sequential and not any(self._lacks(job) for job in wanted):
-            with self.passes.model.block(info.index) as live, self._running():
+            with self.model.block(info.index) as live, self._running():
                 live.advance(stream.hidden)
             return
         again = bool(self.steps.transforms) or self.steps.block_rounder is not None
         keep = again or self.passes.sequential  # the inputs are needed once more
-        with self.passes.model.block(info.index) as live:
+        with self.model.block(info.index) as live:
             with self._running():
-                statistics, outputs = live.collect(
-                    stream.hidden, gram=self.steps.gram, replace=not keep
-                )
-            self._check_experts(live, statistics)
+                statistics, outputs = self._run(live, stream, keep=keep)
+            self.notes.take(statistics, self.passes.min_tokens_per_expert)
             start = BlockState(name=info.name, parameters=live.parameters(), statistics=statistics)
             for group in _groups(wanted, apart=again):
                 work = _Work(live=live, inputs=stream.hidden, outputs=outputs, jobs=group)
@@ -188,6 +190,20 @@ class Blockwise:
             elif keep:
                 stream.hidden.close()
                 stream.hidden = outputs
+
+    def _run(
+        self, live: LiveBlock, stream: _Stream, *, keep: bool
+    ) -> tuple[Mapping[str, Statistics], Hidden]:
+        """Statistics of the block's linear inputs, and its outputs.
+
+        keep: leave the inputs as they are
+        """
+        if self.passes.saved is None:
+            return live.collect(stream.hidden, gram=self.steps.gram, replace=not keep)
+        saved = self.passes.saved
+        outputs = live.advance(stream.hidden, into=stream.hidden.empty_like() if keep else None)
+        names = sorted({ref.source for ref in live.linears} & set(saved))
+        return {name: saved[name] for name in names}, outputs
 
     def _group(self, work: _Work, start: BlockState) -> Iterator[tuple[Job, Encoded]]:
         """Carry out the chain for targets that get the same values of this block."""
@@ -295,32 +311,13 @@ class Blockwise:
 
     def _head_statistics(self, hidden: Hidden) -> Mapping[str, Statistics]:
         """Of the output projection's input, by its source name."""
-        head = self.passes.model.head
+        head = self.model.head
+        if self.passes.saved is not None:
+            return self.passes.saved
         if head is None:
             return {}
-        with self._running(), self.passes.model.tail() as tail:
+        with self._running(), self.model.tail() as tail:
             return {head: tail.statistics(hidden, gram=self.steps.gram)}
-
-    def _check_experts(self, live: LiveBlock, statistics: Mapping[str, Statistics]) -> None:
-        """Hold experts to the tokens that were asked for, and note those that saw none.
-
-        Raises:
-            GateFailed: an expert saw fewer.
-        """
-        tokens = {
-            ref.source: statistics[ref.source].tokens
-            for ref in live.linears
-            if ref.source in statistics
-        }
-        least = self.passes.min_tokens_per_expert
-        for name, count in tokens.items():
-            if least is not None and count < least:
-                raise GateFailed(
-                    f"tensor {name!r}: {count} calibration tokens came through, fewer than the "
-                    f"{least} that --min-tokens-per-expert asks for; give more text (--windows) "
-                    "or lower it"
-                )
-        self.notes.count(live.name, tokens)
 
     def _running(self) -> AbstractContextManager[None]:
         """All cores for one forward pass."""

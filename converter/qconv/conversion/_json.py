@@ -30,6 +30,7 @@ class CalibratedJson(TypedDict):
     """What statistics were taken from.
 
     digest: SHA-256 of the windows' token ids
+    device, dtype: what the model was run on and in; null where it was not run
     least_tokens: of all linear weights, the fewest tokens that came through one; null when no
         statistics were taken, as all was there already
     """
@@ -37,8 +38,8 @@ class CalibratedJson(TypedDict):
     windows: int
     tokens: int
     digest: str
-    device: str
-    dtype: str
+    device: Optional[str]  # noqa: UP045 - read at run time, on Python 3.10 too
+    dtype: Optional[str]  # noqa: UP045 - read at run time, on Python 3.10 too
     least_tokens: Optional[int]  # noqa: UP045 - read at run time, on Python 3.10 too
 
 

@@ -61,14 +61,14 @@ class Conversion:
 
     seconds: wall time of the work, without planning
     calibration: what statistics were taken from; None when none were
-    warnings: of the plan, and what showed itself on the way
+    notes: what showed itself on the way and its user should know
     """
 
     plan: Plan
     artifacts: tuple[Artifact, ...]
     seconds: float
     calibration: CalibratedJson | None = None
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> ConversionJson:
         """The result as JSON-able data (``schemas/conversion.schema.json``)."""
@@ -77,7 +77,7 @@ class Conversion:
             "method": self.plan.method,
             "calibration": self.calibration,
             "seconds": self.seconds,
-            "warnings": list(self.warnings),
+            "warnings": [*self.plan.warnings, *self.notes],
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
         }
 
@@ -131,7 +131,7 @@ def run(
         artifacts=artifacts,
         seconds=seconds,
         calibration=notes.on(passes),
-        warnings=(*plan.warnings, *(passes.warnings if passes else ()), *notes.warnings),
+        notes=(*(passes.warnings if passes else ()), *notes.warnings),
     )
 
 
@@ -149,7 +149,7 @@ class _Run:
 
     def carried_out(self) -> tuple[Artifact, ...]:
         """Encode and write what is lacking, then seal."""
-        self.observer(_started(self.plan, self.passes, self.writers))
+        self.observer(_started(self.plan, self.writers))
         try:
             with workers(self.plan.threads) as executor:
                 for job, encoded in self._encoded(executor):
@@ -168,12 +168,13 @@ class _Run:
         """Everything that some target lacks, encoded."""
         jobs = make_jobs(self.plan.model, self.plan.targets)
         done = [writer.done for writer in self.writers]
-        if self.passes is not None:
+        if self.passes is not None and self.passes.model is not None:
             blockwise = Blockwise(
                 plan=self.plan,
                 checkpoint=self.checkpoint,
                 steps=self.steps,
                 passes=self.passes,
+                model=self.passes.model,
                 done=done,
                 executor=executor,
                 observer=self.observer,
@@ -181,9 +182,10 @@ class _Run:
             )
             yield from blockwise.encoded(jobs)
             return
+        saved = self.passes.saved if self.passes else None
         worker = Worker(
             source=self.checkpoint,
-            rounding=ByRounder(rounder=self.steps.rounder),
+            rounding=ByRounder(rounder=self.steps.rounder, statistics=saved or {}),
             backends=[target.backend for target in self.plan.targets],
             done=done,
         )
@@ -224,9 +226,7 @@ def _seal(writer: ArtifactWriter, observer: Observer) -> Artifact:
     return artifact
 
 
-def _started(
-    plan: Plan, passes: Passes | None, writers: Sequence[ArtifactWriter]
-) -> ConversionStarted:
+def _started(plan: Plan, writers: Sequence[ArtifactWriter]) -> ConversionStarted:
     return ConversionStarted(
         source=str(plan.source),
         targets=tuple(target.label for target in plan.targets),
@@ -234,7 +234,7 @@ def _started(
         weights=sum(target.weights for target in plan.targets),
         nbytes_out=plan.needs.disk_nbytes,
         resumed_nbytes=sum(writer.done_nbytes() for writer in writers),
-        warnings=(*plan.warnings, *(passes.warnings if passes else ())),
+        warnings=plan.warnings,
     )
 
 
@@ -264,5 +264,7 @@ class _Fingerprint:
 def _passes_facts(passes: Passes | None) -> list[str] | None:
     if passes is None:
         return None
-    model = passes.model
-    return [passes.digest, str(passes.sequential), str(model.device), str(model.dtype)]
+    facts = [passes.digest, str(passes.sequential), str(passes.saved is not None)]
+    if passes.model is not None:
+        facts += [str(passes.model.device), str(passes.model.dtype)]
+    return facts
