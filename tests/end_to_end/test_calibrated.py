@@ -31,7 +31,7 @@ def settings(text: Path) -> qconv.Calibration:
 
 def converted(model: Path, out: Path, method: str, **options) -> bytes:
     made = qconv.convert(
-        model, "gguf:q4_0,pre=gpt-2", out=out, method=method, device="cpu", **options
+        model, "gguf:q4_0,pre=gpt-2", out=out, method=method, **{"device": "cpu", **options}
     )
     return made.artifacts[0].files[0].read_bytes()
 
@@ -116,7 +116,8 @@ def test_the_result_says_what_was_calibrated_on(model, settings, tmp_path):
         ("gptq,rtn", {}, "2 rounders, 'gptq' and 'rtn'"),
         ("gptq,dampp=1", {}, "gptq has no option 'dampp'"),
         ("gptq,damp=much", {}, "damp"),
-        ("awq", {"calibration": "nowhere.txt"}, "nowhere.txt"),
+        ("awq", {}, "windows of 512 tokens, but the context of tiny is 64"),
+        ("awq", {"calibration": qconv.Calibration(source="no.txt", window_length=9)}, "no.txt"),
         ("awq", {"device": "tpu"}, "tpu"),
     ],
 )
