@@ -15,6 +15,7 @@ MODULES = (
     "qconv.errors",
     "qconv.grids",
     "qconv.inspection",
+    "qconv.jit",
     "qconv.planning",
     "qconv.plugin",
     "qconv.statistics",

@@ -203,6 +203,10 @@ class BlockedGrid(ABC):
             offset = scale * -float(stored.centre)
         return ColumnGrid(scale=scale, offset=offset, lowest=stored.lowest, highest=stored.highest)
 
+    def column_run(self, in_features: int) -> int:  # noqa: ARG002 - blocks have one size
+        """Columns per scale of a block."""
+        return self._size // self._stored().scales
+
     @abstractmethod
     def _parameter_layout(self, blocks: tuple[int, int]) -> Layout:
         """Shape and dtype of the parameters of (rows, blocks per row)."""

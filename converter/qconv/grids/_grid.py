@@ -98,3 +98,7 @@ class Grid(Protocol):
     def column(self, parameters: Parameters, index: int) -> ColumnGrid:
         """The values that input column ``index`` may take, for column-wise methods."""
         ...
+
+    def column_run(self, in_features: int) -> int:
+        """How many consecutive columns share one :meth:`column`; it divides :meth:`columns`."""
+        ...

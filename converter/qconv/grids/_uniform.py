@@ -176,6 +176,10 @@ class UniformGrid:
             offset = -scale * parameters["zero_point"][:, group].float()
         return ColumnGrid(scale=scale, offset=offset, lowest=rule.lowest, highest=rule.highest)
 
+    def column_run(self, in_features: int) -> int:
+        """Columns per scale."""
+        return self.columns(in_features)
+
     def _parameter_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         if not self.rows_independent:
             return 1, 1

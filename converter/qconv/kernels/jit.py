@@ -1,17 +1,19 @@
-"""How kernels are compiled, and cached so that no stale one ever runs.
+"""How kernels are compiled, and cached so that no stale one ever runs. Public as ``qconv.jit``.
 
 :func:`kernel` marks what Python calls: compiled at first use, and kept on disk by numba, in its own
 places. :func:`inner` marks what only kernels call: compiled into each of them.
 
 numba looks at the file a kernel is in to tell whether the one on disk is still good, and at that
 file's size and time only. A kernel is made of several files, and a wheel may give every file the
-same time, so the key under which numba keeps it also holds a digest of all files in this folder.
+same time, so the key under which numba keeps it also holds a digest of all files in the kernel's
+folder and in this one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from importlib import resources
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -34,20 +36,23 @@ def kernel(function: Any) -> Any:
     return compiled
 
 
-def sources_digest() -> str:
-    """SHA-256 of the kernels' source files, by name."""
+@cache
+def sources_digest(folder: Path) -> str:
+    """SHA-256 of the source files in ``folder``, by name."""
     digest = hashlib.sha256()
-    for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name.endswith(".py"):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 class _KernelCache(FunctionCache):  # type: ignore[misc,unused-ignore]
-    """numba's cache of one kernel, its keys extended by the digest of all sources."""
+    """numba's cache of one kernel, its keys extended by digests of the sources."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        folders = (Path(function.__code__.co_filename).parent, Path(__file__).parent)
+        self._sources = tuple(sources_digest(folder) for folder in folders)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), _DIGEST)
-
-
-_DIGEST = sources_digest()
+        return (*super()._index_key(sig, codegen), *self._sources)
