@@ -286,7 +286,8 @@ def _plan_calibration(chosen: _Chosen, checkpoint: Checkpoint) -> CalibrationPla
     from qconv.planning import plan_calibration
 
     settings, request = chosen.calibration, chosen.request
-    statistics = request.statistics or "shared"
+    follows = any(step.spec.sequential for step in chosen.chain.steps)
+    statistics = request.statistics or ("sequential" if follows else "shared")
     return plan_calibration(
         checkpoint.model,
         source=", ".join(source.label for source in settings.sources),

@@ -380,7 +380,10 @@ class Block(Protocol):
         ...
 
     def target(self, window: int) -> torch.Tensor:
-        """The float block's output on a window: (tokens, hidden) float32."""
+        """The float model's states after the block: (tokens, hidden) float32.
+
+        The block may be run on inputs that quantized blocks before it have left.
+        """
         ...
 
     def run(self, window: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -445,6 +448,7 @@ class MethodSpec:
     streams: the rounder treats every row on its own, so the host may feed it slabs of rows
     calibration: ``unused``; ``optional``: better with statistics; ``needed``: nothing without
     gram: of statistics it needs whole Gram matrices; otherwise the diagonal does
+    sequential: does best with statistics of blocks that follow quantized ones: the default then
     load: imports and returns the class, which is called with the options given, as keywords that
         hold strings; it raises UsageError for a value that does not do
     """
@@ -455,6 +459,7 @@ class MethodSpec:
     streams: bool = False
     calibration: Literal["unused", "optional", "needed"] = "unused"
     gram: bool = True
+    sequential: bool = False
     options: tuple[OptionSpec, ...] = ()
     load: Callable[[], Callable[..., Rounder | Transform | BlockRounder]]
     api_version: int

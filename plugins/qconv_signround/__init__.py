@@ -35,6 +35,8 @@ def qconv_methods() -> Iterator[MethodSpec]:
         summary="learned rounding and clipping: signed gradient descent on each block's output",
         kind="block_rounder",
         calibration="needed",
+        gram=False,
+        sequential=True,
         options=_OPTIONS,
         load=_load,
         api_version=1,

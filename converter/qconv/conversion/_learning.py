@@ -18,7 +18,7 @@ class LearningBlock:
 
     weights: to be rounded, (out, in) float32 by source name
     inputs: hidden states before the block, as the module is to be run on
-    targets: hidden states after the float block
+    targets: hidden states after the block in the float model
     """
 
     name: str
@@ -33,7 +33,7 @@ class LearningBlock:
         return len(self.inputs)
 
     def target(self, window: int) -> torch.Tensor:
-        """The float block's output: (tokens, hidden) float32."""
+        """The float model's states after the block: (tokens, hidden) float32."""
         return self.targets[window].float()
 
     def run(self, window: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
