@@ -15,6 +15,8 @@ from ._loss import Loss
 from ._magnitudes import activation_magnitude, weight_magnitude
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from qconv.plugin import Fold
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 #: float16 before still do.
 _LIMIT = 256.0
 
-#: The strengths tried: 0.05 apart the cost changes by less than 1 % near its least.
-_ALPHAS = tuple(step / 20 for step in range(21))
+#: Strengths are searched in tenths, then half a tenth on either side of the best.
+_TENTHS = tuple(step / 10 for step in range(11))
+_FINER = 0.05
 
 
 class SmoothQuant:
@@ -58,17 +61,16 @@ class SmoothQuant:
         x, w = activation_magnitude(fold), weight_magnitude(fold)
         if self._alpha is not None:
             return _scale(x, w, self._alpha)
-        return _least(loss, [_scale(x, w, alpha) for alpha in _ALPHAS])
+        alpha = _strongest(lambda alpha: loss(_scale(x, w, alpha)))
+        s = _scale(x, w, alpha)
+        return s if loss(s) < loss(s.new_ones(len(s))) else None
 
 
-def _least(loss: Loss, candidates: list[torch.Tensor]) -> torch.Tensor | None:
-    """The candidate of least cost; None when none is below ``s = 1``."""
-    least, best = loss(candidates[0].new_ones(len(candidates[0]))), None
-    for s in candidates:
-        cost = loss(s)
-        if cost < least:
-            least, best = cost, s
-    return best
+def _strongest(cost: Callable[[float], float]) -> float:
+    """The strength of least cost, the weakest of equals."""
+    coarse = min(_TENTHS, key=cost)
+    near = (coarse - _FINER, coarse, coarse + _FINER)
+    return min((alpha for alpha in near if 0.0 <= alpha <= 1.0), key=cost)
 
 
 def _scale(x: torch.Tensor, w: torch.Tensor, alpha: float) -> torch.Tensor:
