@@ -61,7 +61,6 @@ def score_options(parser: argparse.ArgumentParser) -> None:
         help="for formats that compute in int8: inputs of linears rounded as run, or not",
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="append a line for each artifact to this file")
 
 
 def make_judge(model: Path, options: argparse.Namespace) -> Judge:
@@ -225,6 +224,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     score = subcommands.add_parser("score", help="score artifacts of any converter")
     score.add_argument("model", type=Path, help="folder of the float model")
     score.add_argument("artifacts", type=Path, nargs="+")
+    score.add_argument("--json", type=Path, help="append a line for each artifact to this file")
     score_options(score)
     score.set_defaults(call=score_command)
     run = subcommands.add_parser("run", help="make qconv's artifacts, then the tables")
