@@ -131,13 +131,15 @@ def score_command(options: argparse.Namespace) -> None:
     judge = make_judge(options.model, options)
     print(HEADER)
     for path, row in score_all(judge, options.artifacts, options):
-        print(line(path.name, row), flush=True)
+        print(line(f"{path.resolve().parent.name}/{path.name}", row), flush=True)
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"artifact": str(path), **row}) + "\n")
 
 
 def run_command(options: argparse.Namespace) -> None:
+    for folder in options.peers:
+        list(peer_entries(folder))  # what cannot be read should not come to light hours later
     workshop = Workshop(options.out, options.threads)
     known = workshop.methods()
     models = {"wide": options.wide, "narrow": options.narrow}

@@ -59,9 +59,12 @@ def our_entries(runs: Sequence[Row]) -> Iterator[Entry]:
 
 
 def peer_entries(folder: Path) -> Iterator[Entry]:
-    """What peers/*.py reported in results.jsonl, where the artifact is there."""
+    """What peers/*.py reported in results.jsonl, where the artifact is there.
+
+    Peers print to the same stream: only lines that hold an object count.
+    """
     lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
     for row in rows:
         path = _found(folder, row)
         kind = peer_format(row["scheme"], row.get("group_size"))
