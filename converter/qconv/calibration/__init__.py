@@ -21,13 +21,13 @@ from qconv.calibration._windows import Origin, SourceReport, Windows, WindowsRep
 
 __all__ = [
     "BUILTIN",
-    "FILE_SUFFIX",
     "Calibrated",
     "Calibration",
     "CalibrationFile",
     "CalibrationJson",
     "CalibrationMetadata",
     "CorpusCounts",
+    "FILE_SUFFIX",
     "InputStatistics",
     "Origin",
     "SavedStatistics",
