@@ -18,11 +18,11 @@ def qconv_methods() -> Iterator[MethodSpec]:
         kind="transform",
         calibration="needed",
         options=(
-            OptionSpec(name="steps", summary="exponents tried per fold, 1 to 100 (default: 10)"),
+            OptionSpec(name="steps", summary="exponents tried per fold, 1 to 100 (default: 4)"),
             OptionSpec(
                 name="rows",
                 summary="rows per weight that candidates are scored on, a number or 'all' "
-                "(default: 256)",
+                "(default: 512)",
             ),
             OptionSpec(
                 name="folds",

@@ -20,24 +20,25 @@ if TYPE_CHECKING:
     from qconv.statistics import Statistics
 
 
+def is_judged(consumer: Consumer) -> bool:
+    """Whether rounding costs a consumer anything we know of: it is rounded, and tokens came."""
+    known = consumer.statistics
+    return consumer.grid is not None and known is not None and known.tokens > 0
+
+
 class Objective:
     """The cost of a fold's consumers as a function of the scale of every channel.
 
-    Consumers that stay float cost nothing, nor do those that no token came through. Sums, not
-    means, over tokens: an expert counts as much as tokens go through it.
+    Sums, not means, over tokens: an expert counts as much as tokens go through it.
     Peak memory: four times the kept rows of the consumers that share an input.
 
+    fold: its consumers are all judged (:func:`is_judged`)
     rows: how many rows of the consumers of one input to judge by, evenly spaced; None: all
     """
 
     def __init__(self, fold: Fold, rows: int | None) -> None:
         self._channel_of = fold.channel_of
         self._inputs = tuple(_joined(each, rows) for each in _by_input(fold.consumers))
-
-    @property
-    def empty(self) -> bool:
-        """True when no consumer's rounding is known."""
-        return not self._inputs
 
     def __call__(self, s: torch.Tensor) -> float:
         """The cost under scales ``s``: (channels,) float32."""
@@ -71,11 +72,9 @@ class _Input:
 
 
 def _by_input(consumers: Sequence[Consumer]) -> list[list[Consumer]]:
-    """The consumers that will be rounded, those that can be judged as one matrix together."""
+    """The consumers, those that can be judged as one matrix together."""
     inputs: list[list[Consumer]] = []
     for each in consumers:
-        if each.grid is None or each.statistics is None or not each.statistics.tokens:
-            continue
         for known in inputs:
             if _alike(known[0], each):
                 known.append(each)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from qconv.plugin import Consumer, Fold
     from qconv.statistics import Statistics
 
-#: Rows of a weight that candidates are judged by: measured to choose as all rows do.
+#: Rows of a weight that candidates are judged by. The error is a sum over rows; 256 of them tell
+#: strengths apart (a test holds the choice within 5 % of the best by all rows).
 _ROWS = 256
 
 
