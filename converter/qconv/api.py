@@ -357,12 +357,8 @@ def _saved(
         UsageError: they hold the diagonal only, and the chain needs more.
         GateFailed: an expert saw fewer tokens than asked for.
     """
-    from qconv.calibration import (
-        FILE_SUFFIX,
-        SavedStatistics,
-        check_tokens,
-        load_calibration,
-    )
+    from qconv.calibration import SavedStatistics, check_tokens, load_calibration
+    from qconv.calibration._file import FILE_SUFFIX
 
     (first, *others) = settings.sources
     if others or not first.name.endswith(FILE_SUFFIX) or chain.rounder.spec.kind == "block_rounder":

@@ -7,7 +7,6 @@ from qconv.calibration._calibrate import Calibrated, add_calibrations, calibrate
 from qconv.calibration._corpus import CorpusCounts
 from qconv.calibration._evaluation import evaluation_windows
 from qconv.calibration._file import (
-    FILE_SUFFIX,
     CalibrationFile,
     CalibrationMetadata,
     load_calibration,
@@ -27,7 +26,6 @@ __all__ = [
     "CalibrationJson",
     "CalibrationMetadata",
     "CorpusCounts",
-    "FILE_SUFFIX",
     "InputStatistics",
     "Origin",
     "SavedStatistics",
