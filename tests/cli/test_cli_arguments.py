@@ -32,7 +32,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def fake(model: Path, to: list[str], **options: Any) -> SimpleNamespace:
         seen.update(model=model, to=to, **options)
         plan = SimpleNamespace(warnings=("mind the gap",))
-        return SimpleNamespace(plan=plan, warnings=plan.warnings, to_json=lambda: {"ok": True})
+        return SimpleNamespace(
+            plan=plan, warnings=plan.warnings, notes=(), to_json=lambda: {"ok": True}
+        )
 
     monkeypatch.setattr(qconv, "convert", fake, raising=False)
     monkeypatch.setattr(qconv, "plan", fake, raising=False)
