@@ -1,0 +1,69 @@
+"""GPTQModel makes a GPTQ- or AWQ-format checkpoint; its last line says what that took.
+
+    pip install torch==2.14.1 && pip install gptqmodel==7.7.0
+    python gptq_model.py MODEL OUT --scheme gptq-sym --tokens windows.safetensors
+
+Runs in an environment of its own: it pins a newer torch and transformers than the other peers. It
+compiles C++ when it first packs: run it once before measuring. On machines of two cores and fewer
+its thread pools need GPTQMODEL_CPU_WORKERS=2, which this script sets where nothing is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import figures
+
+SCHEMES = ("gptq-sym", "gptq-asym", "awq-asym")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--scheme", choices=SCHEMES, required=True)
+    parser.add_argument("--group-size", type=int, default=64, help="columns per scale")
+    parser.add_argument("--tokens", type=Path, required=True, help="what make_windows.py wrote")
+    parser.add_argument("--windows", type=int, help="only this many of them, evenly spaced")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    figures.limit_threads(options.threads)
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    import torch
+    from gptqmodel import GPTQModel, QuantizeConfig, __version__
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(options.threads)
+    tokens = load_file(options.tokens)["tokens"]
+    if options.windows:
+        tokens = tokens[torch.linspace(0, len(tokens) - 1, options.windows).long()]
+    method, _, kind = options.scheme.rpartition("-")
+    settings = {"quant_method": "awq", "format": "gemm"} if method == "awq" else {}
+    config = QuantizeConfig(
+        bits=4, group_size=options.group_size, sym=kind == "sym", device="cpu", **settings
+    )
+    model = GPTQModel.load(str(options.model), config)
+    watch = figures.Stopwatch.start()
+    model.quantize([{"input_ids": w, "attention_mask": torch.ones_like(w)} for w in tokens])
+    quantizing = watch.seconds()
+    model.save(str(options.out))
+    figures.report(
+        "gptqmodel",
+        options.scheme,
+        quantizing=quantizing,
+        windows=len(tokens),
+        group_size=options.group_size,
+        threads=options.threads,
+        version=__version__,
+        out=str(options.out),
+    )
+
+
+if __name__ == "__main__":
+    main()
