@@ -11,7 +11,7 @@ __all__ = ["qconv_methods"]
 _OPTIONS = (
     OptionSpec(
         name="damp",
-        summary="added to the diagonal of the Gram matrix, as a part of it; default 0.1",
+        summary="added to the diagonal of the Gram matrix, as a part of it, 0 to 100; default 1",
     ),
     OptionSpec(
         name="order",

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from qconv.errors import UsageError
 
 _NAMES = ("damp", "order", "refits")
+_MOST_DAMP = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a weight is rounded.
 
-    damp: added to the diagonal of the Gram matrix, as a part of it
+    damp: added to the diagonal of the Gram matrix, as a part of it. 1 weighs what inputs do together
+        half as much as what each does: calibration text tells the latter better. KL of SmolLM2-135M
+        on text that is partly of another kind than the calibration's (16 k tokens), Q4_K_M: damp
+        0.1 0.079, 0.3 0.068, 1 0.061, 2 0.060, 4 0.059; INT4 in groups of 64: 0.1 0.199, 1 0.181,
+        3 0.184
     activation_order: round the inputs with most energy first
     refits: how often a fit is scaled to its codes and rounded again
     """
@@ -37,7 +42,7 @@ class Settings:
                 f"method gptq: no option is called {unknown[0]!r}; choose {', '.join(_NAMES)}"
             )
         return cls(
-            damp=_damp(options.get("damp", "0.1")),
+            damp=_damp(options.get("damp", "1")),
             activation_order=_activation(options.get("order", "activation")),
             refits=_refits(options.get("refits", "0")),
         )
@@ -48,8 +53,8 @@ def _damp(text: str) -> float:
         damp = float(text)
     except ValueError:
         damp = math.nan
-    if not 0.0 <= damp <= 1.0:
-        raise UsageError(f"method gptq: damp is {text!r}; choose a number from 0 to 1")
+    if not 0.0 <= damp <= _MOST_DAMP:
+        raise UsageError(f"method gptq: damp is {text!r}; choose a number from 0 to {_MOST_DAMP:g}")
     return damp
 
 

@@ -37,7 +37,16 @@ FORMATS = {
     "uint4_g64": ("bench:uint4_g64", "narrow"),
     "w8a8": ("bench:w8a8", "narrow"),
 }
-_FOUR_BIT = ("rtn@none", "rtn", "gptq", "awq", "awq,gptq", "awq,gptq@sequential")
+_FOUR_BIT = (
+    "rtn@none",
+    "rtn",
+    "gptq",
+    "gptq@sequential",
+    "awq",
+    "awq,gptq",
+    "awq,gptq@sequential",
+    "signround",
+)
 #: What is tried by default: a chain, then `@none` for no calibration or `@sequential`.
 METHODS = {
     "q4_k_m": _FOUR_BIT,

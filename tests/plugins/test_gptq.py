@@ -124,7 +124,7 @@ def test_codes_decode_to_what_the_feedback_used():
     grid = SuperBlockGrid(type="q4_k")
     one = Gptq().quantize(w, grid, statistics)
     # Moving one code of the first super-block must change what later ones were rounded from.
-    hessian = factor(statistics.gram, torch.arange(512), 0.1)
+    hessian = factor(statistics.gram, torch.arange(512), 1.0)
     none = Gptq(order="none").quantize(w, grid, statistics)
     E = none.dequantize() - w
     target = w[:, 256:] - E[:, :256] @ hessian.upper[:256, 256:]
@@ -263,9 +263,9 @@ def test_it_takes_a_weight_of_any_memory_layout():
     ("options", "message"),
     [
         ({"damb": "0.1"}, r"no option is called 'damb'; choose damp, order, refits"),
-        ({"damp": "2"}, r"damp is '2'; choose a number from 0 to 1"),
-        ({"damp": "nan"}, r"damp is 'nan'; choose a number from 0 to 1"),
-        ({"damp": "much"}, r"damp is 'much'; choose a number from 0 to 1"),
+        ({"damp": "200"}, r"damp is '200'; choose a number from 0 to 100"),
+        ({"damp": "nan"}, r"damp is 'nan'; choose a number from 0 to 100"),
+        ({"damp": "much"}, r"damp is 'much'; choose a number from 0 to 100"),
         ({"order": "desc"}, r"order is 'desc'; choose activation or none"),
         ({"refits": "-1"}, r"refits is '-1'; choose a whole number from 0 to 8"),
         ({"refits": "9"}, r"refits is '9'; choose a whole number from 0 to 8"),
