@@ -61,10 +61,10 @@ def our_entries(runs: Sequence[Row]) -> Iterator[Entry]:
 def peer_entries(folder: Path) -> Iterator[Entry]:
     """What peers/*.py reported in results.jsonl, where the artifact is there.
 
-    Peers print to the same stream: only lines that hold an object count.
+    Peers print to the same stream, dictionaries among it: only lines of `figures.report` count.
     """
     lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    rows = [json.loads(line) for line in lines if line.startswith('{"peer": ')]
     for row in rows:
         path = _found(folder, row)
         kind = peer_format(row["scheme"], row.get("group_size"))
