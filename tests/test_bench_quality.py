@@ -390,7 +390,8 @@ def test_peers_are_paired_by_what_they_do_and_pay_for_their_importance_matrix(tm
     )
     measured = [{**row, "cpu_s": 2**at, "peak_mb": 1} for at, row in enumerate(rows)]
     text = "".join(json.dumps(row) + "\n" for row in measured)
-    (tmp_path / "results.jsonl").write_text(f"2026-11-24 | a peer's own warning\n{{\n{{'a': 1}}\n{text}")
+    noise = "2026-11-24 | a peer's own warning\n{\n{'a': 1}\n"
+    (tmp_path / "results.jsonl").write_text(noise + text)
     plain, weighted, both = quality_table.peer_entries(tmp_path)
     assert (plain.format, plain.cpu_s, plain.calibrated) == ("q4_k_m", 1 + 4, False)
     assert (weighted.cpu_s, weighted.calibrated) == (1 + 2 + 8, True)
