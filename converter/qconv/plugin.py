@@ -50,6 +50,7 @@ __all__ = [
     "ConversionFinished",
     "ConversionStarted",
     "Dropped",
+    "EncodedTensor",
     "Event",
     "FilePlan",
     "Fold",
@@ -62,6 +63,8 @@ __all__ = [
     "PlanRequest",
     "Rounder",
     "RowOrder",
+    "Source",
+    "SourceSpec",
     "TensorFinished",
     "TensorInfo",
     "TensorPlan",
@@ -131,12 +134,17 @@ class PlanRequest:
     """What a backend plans from: the model, one of its formats, and the target's options.
 
     importance: the method fits grids with importance from calibration
+    method: names of the chain's steps, first to last: ``("awq", "rtn")``; empty for a transcoding
+    held: in a transcoding, the grids that quantized tensors of the source lie on, by name: the
+        backend plans these on a grid that holds the same values, wherever its format has one
     """
 
     model: ModelInfo
     format: str
     options: Mapping[str, str] = field(default_factory=dict)
     importance: bool = False
+    method: tuple[str, ...] = ()
+    held: Mapping[str, Grid] = field(default_factory=dict)
 
 
 # --- what a backend answers -----------------------------------------------------------------------
@@ -283,6 +291,55 @@ class Backend(Protocol):
 
     def open(self, path: Path) -> ArtifactReader:
         """Open an artifact with a reader that shares no code with the writer."""
+        ...
+
+
+# --- what a quantized source is -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedTensor:
+    """A quantized tensor of a checkpoint, as the model knows it, without its values.
+
+    name: the model's: ``model.layers.0.mlp.up_proj.weight``
+    shape: (out, in)
+    parts: names of the stored tensors it is decoded from, which then are no tensors of the model
+    grid: where its values lie
+    activation: how the checkpoint's runtime quantizes the weight's input; None when it does not
+    """
+
+    name: str
+    shape: tuple[int, int]
+    parts: tuple[str, ...]
+    grid: Grid
+    activation: ActivationGrid | None = None
+
+
+class Source(Protocol):
+    """Reads one family of quantized checkpoints. Pure functions: the host reads the files.
+
+    ``decode`` runs on several threads.
+    """
+
+    def tensors(self, model: ModelInfo) -> Sequence[EncodedTensor]:
+        """Every quantized tensor; stored tensors that are part of none are taken as they are.
+
+        model: as stored, ``quantization_config`` included
+
+        Raises:
+            UnreadableInput: parts are missing, or their shapes or dtypes contradict the config.
+            Unsupported: the checkpoint is of this family, but of a kind that is not decoded.
+        """
+        ...
+
+    def decode(self, tensor: EncodedTensor, parts: Mapping[str, torch.Tensor]) -> QuantTensor:
+        """The tensor on ``tensor.grid``; ``dequantize`` gives what the runtime computes.
+
+        parts: the stored tensors by name, shapes and dtypes as stored
+
+        Raises:
+            UnreadableInput: the values contradict the config.
+        """
         ...
 
 
@@ -466,6 +523,21 @@ class MethodSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpec:
+    """A family of quantized checkpoints that a plugin reads.
+
+    recognizes: whether a checkpoint is of this family; looks at config and names only, and fast
+    load: imports and returns its class, called with nothing
+    """
+
+    name: str
+    summary: str
+    recognizes: Callable[[ModelInfo], bool]
+    load: Callable[[], Callable[[], Source]]
+    api_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSpec:
     """A validator check a plugin offers."""
 
@@ -566,6 +638,10 @@ class Hooks:
     @hookspec
     def qconv_backends(self) -> Iterable[BackendSpec]:  # type: ignore[empty-body]
         """Yield the backends this plugin offers."""
+
+    @hookspec
+    def qconv_sources(self) -> Iterable[SourceSpec]:  # type: ignore[empty-body]
+        """Yield the families of quantized checkpoints this plugin reads."""
 
     @hookspec
     def qconv_checks(self) -> Iterable[CheckSpec]:  # type: ignore[empty-body]
