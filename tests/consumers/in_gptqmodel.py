@@ -17,9 +17,7 @@ def run(options: object) -> list[float]:
     import torch
     from gptqmodel import GPTQModel
 
-    model = GPTQModel.load(
-        str(options.artifact), device="cpu", dtype=getattr(torch, options.dtype)
-    )
+    model = GPTQModel.load(str(options.artifact), device="cpu", dtype=getattr(torch, options.dtype))
     return log_probabilities.of_model(
         model.model.eval(), log_probabilities.read_windows(options.windows)
     )

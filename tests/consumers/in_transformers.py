@@ -1,6 +1,6 @@
 """transformers loads an artifact, with compressed-tensors, bitsandbytes or GPTQModel behind it.
 
-    python in_transformers.py ARTIFACT windows.json
+python in_transformers.py ARTIFACT windows.json
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ def run(options: object) -> list[float]:
     model = AutoModelForCausalLM.from_pretrained(
         options.artifact, dtype=getattr(torch, options.dtype), device_map="cpu"
     )
-    return log_probabilities.of_model(
-        model.eval(), log_probabilities.read_windows(options.windows)
-    )
+    return log_probabilities.of_model(model.eval(), log_probabilities.read_windows(options.windows))
 
 
 if __name__ == "__main__":

@@ -60,13 +60,11 @@ def of_model(model: Any, windows: Windows) -> list[float]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Of the packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {
+        distribution.metadata["Name"].lower(): distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+    return {package: installed[package] for package in packages if package in installed}
 
 
 def report(runtime: str, packages: Sequence[str], run: Callable[[], list[float]]) -> None:
@@ -74,7 +72,7 @@ def report(runtime: str, packages: Sequence[str], run: Callable[[], list[float]]
     line: dict[str, Any] = {"runtime": runtime, "versions": versions("torch", *packages)}
     try:
         log_p = run()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- a runtime may raise anything
         traceback.print_exc(file=sys.stderr)
         line["error"] = f"{type(error).__name__}: {error}"
     else:

@@ -78,7 +78,7 @@ class Uniform:
         return self.zero_point.int()
 
     def weight(self) -> torch.Tensor:
-        """scale * (code - zero_point): (rows, in) float32."""
+        """The values, ``scale * (code - zero_point)``: (rows, in) float32."""
         size = self.codes.shape[1] // self.scale.shape[1]
         steps = self.unsigned() - self.zeros().repeat_interleave(size, 1)
         return self.scale.float().repeat_interleave(size, 1) * steps
