@@ -93,7 +93,7 @@ def uniform(
     *,
     bits: int,
     symmetric: bool = True,
-    group_size: int | str = 32,
+    group_size: int | str = 16,
     scale_dtype: str = "bfloat16",
 ) -> Uniform:
     """Seeded by its own options, so that a new vector leaves the others as they are."""
@@ -127,10 +127,10 @@ def uniform(
 
 
 def compressed_tensors() -> Iterator[Golden]:
-    for bits in (2, 3, 4, 5, 6, 7, 8):
+    for bits in (2, 3, 4, 5, 6, 8):
         # 12 rows: packed zero-points end within a word
-        yield _pack_quantized(uniform((12, 64), bits=bits))
-        yield _pack_quantized(uniform((12, 64), bits=bits, symmetric=False))
+        yield _pack_quantized(uniform((12, 32), bits=bits))
+        yield _pack_quantized(uniform((12, 32), bits=bits, symmetric=False))
     # 40 columns of 3 bits end within a word; other scale dtypes; a whole row as a group
     yield _pack_quantized(uniform((8, 40), bits=3, group_size=8), "ragged")
     half = uniform((8, 64), bits=4, symmetric=False, group_size="channel", scale_dtype="float16")
@@ -139,7 +139,8 @@ def compressed_tensors() -> Iterator[Golden]:
     yield _int_quantized(uniform((16, 64), bits=8, symmetric=False, group_size="channel"))
     yield _float_quantized((16, 64), "channel", "bfloat16")
     yield _float_quantized((16, 64), "tensor", "float32")
-    yield _float_quantized((132, 136), "block", "bfloat16")
+    yield _float_quantized((16, 136), "block", "bfloat16", "wide")
+    yield _float_quantized((132, 16), "block", "bfloat16", "tall")
 
 
 def _scheme(weights: dict[str, Any], activations: dict[str, Any] | None = None) -> Any:
@@ -204,7 +205,9 @@ def _int_quantized(value: Uniform) -> Golden:
     )
 
 
-def _float_quantized(shape: tuple[int, int], scope: str, scale_dtype: str) -> Golden:
+def _float_quantized(
+    shape: tuple[int, int], scope: str, scale_dtype: str, label: str | None = None
+) -> Golden:
     from compressed_tensors.compressors import FloatQuantizationCompressor
 
     generator = torch.Generator().manual_seed(8)
@@ -232,7 +235,7 @@ def _float_quantized(shape: tuple[int, int], scope: str, scale_dtype: str) -> Go
         raise SystemExit(f"float-quantized {scope}: the peer rounds to other codes")
     grid = {"family": "float", "scope": scope, "scale_dtype": scale_dtype}
     return Golden(
-        name=f"float-quantized-{scope}",
+        name=f"float-quantized-{scope}" + (f"-{label}" if label else ""),
         about={"layout": "float-quantized", "grid": grid},
         plain={"scale": scale, "values": values},
         packed=packed,
@@ -289,9 +292,71 @@ def _four_bit(
     )
 
 
+# --- GPTQModel ------------------------------------------------------------------------------------
+
+
+def gptqmodel() -> Iterator[Golden]:
+    for version, many in ((1, (2, 3, 4, 8)), (2, (3, 4))):
+        for bits in many:
+            yield _gptq(uniform((32, 32), bits=bits, scale_dtype="float16"), version)
+            asym = uniform((32, 32), bits=bits, symmetric=False, scale_dtype="float16")
+            yield _gptq(asym, version)
+    channel = uniform((32, 32), bits=4, group_size="channel", scale_dtype="float16")
+    yield _gptq(channel, 1, "channel")
+    yield _awq(uniform((32, 32), bits=4, symmetric=False, scale_dtype="float16"))
+
+
+def _gptq(value: Uniform, version: int, label: str | None = None) -> Golden:
+    from gptqmodel import QuantizeConfig
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+
+    if version == 1 and value.zero_point is not None:
+        value.zero_point.clamp_(min=1)  # v1 stores zero-points less one: it cannot say 0
+    rows, columns = value.codes.shape
+    size = value.group_size if isinstance(value.group_size, int) else columns
+    module = TorchLinear(
+        bits=value.bits, group_size=size, sym=value.symmetric, desc_act=False,
+        in_features=columns, out_features=rows, bias=False, pack_dtype=torch.int32,
+    )  # fmt: skip
+    linear = torch.nn.Linear(columns, rows, bias=False)
+    linear.weight = torch.nn.Parameter(value.weight(), requires_grad=False)
+    g_idx = torch.arange(columns, dtype=torch.int32) // size
+    module.pack_original(linear, value.scale.float(), value.zeros(), g_idx)
+    module.post_init()
+    values = module.dequantize_weight().T
+    if version == 1:
+        config = QuantizeConfig(bits=value.bits, group_size=size, sym=value.symmetric)
+        convert_gptq_v2_to_v1_format_module(module, config)
+    layout = "gptq" if version == 1 else "gptq_v2"
+    kind = "" if value.symmetric else "-asym"
+    return Golden(
+        name=f"{layout}-{value.bits}{kind}" + (f"-{label}" if label else ""),
+        about={"layout": layout, "grid": value.grid},
+        plain=value.plain() | {"values": values.contiguous()},
+        packed={name: getattr(module, name) for name in ("qweight", "qzeros", "scales", "g_idx")},
+    )
+
+
+def _awq(value: Uniform) -> Golden:
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack_awq
+
+    codes = value.unsigned().T.contiguous()  # (in, rows)
+    qweight, qzeros = pack_awq(codes, value.zeros().T.contiguous(), value.bits)
+    scales = value.scale.T.contiguous()
+    values = dequantize_gemm(qweight, qzeros, scales, value.bits, value.group_size)
+    return Golden(
+        name="awq",
+        about={"layout": "awq", "grid": value.grid},
+        plain=value.plain() | {"values": values.T.contiguous()},
+        packed={"qweight": qweight, "qzeros": qzeros, "scales": scales},
+    )
+
+
 PEERS = {
     "compressed-tensors": compressed_tensors,
     "bitsandbytes": bitsandbytes,
+    "gptqmodel": gptqmodel,
 }
 
 
