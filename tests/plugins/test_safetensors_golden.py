@@ -88,23 +88,20 @@ def test_every_layout_has_vectors():
 def test_packed_parts_are_the_peers_byte_for_byte(golden):
     layout = layout_of(golden.about["layout"])
     value = golden.value
-    arguments = (f"{MODULE}.weight", value.shape, value.grid, None, golden.dtype)
-    parts = layout.parts(*arguments)
+    if golden.about["layout"] == "int-quantized" and not value.grid.symmetric:
+        pytest.skip("read, but never written: no runtime's kernel takes zero-points here")
+    parts = layout.parts(f"{MODULE}.weight", value.shape, value.grid, None, golden.dtype)
     packed = iter(layout.pack(f"{MODULE}.weight", value, golden.dtype))
     found = {}
     for part in parts:
         data = part.constant if part.constant is not None else raw(next(packed))
         assert len(data) == part.nbytes, part.suffix
-        found[part.suffix] = (part.dtype, part.shape, data)
+        found[part.suffix] = comparable(part.suffix, part.dtype, part.shape, data)
     assert next(packed, None) is None
-    expected = {
-        suffix: (STORED[tensor.dtype], tuple(tensor.shape), raw(tensor))
+    assert found == {
+        suffix: comparable(suffix, STORED[tensor.dtype], tuple(tensor.shape), raw(tensor))
         for suffix, tensor in golden.packed.items()
     }
-    assert found.keys() == expected.keys()
-    for suffix, part in expected.items():
-        assert found[suffix][:2] == part[:2], suffix
-        assert same(suffix, found[suffix][2], part[2]), suffix
 
 
 def test_decoded_codes_and_values_are_the_peers_bit_for_bit(golden):
@@ -122,11 +119,11 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def same(suffix: str, ours: bytes, theirs: bytes) -> bool:
-    """Equal bytes; as JSON, where the bytes are text, since spaces and order say nothing."""
+def comparable(suffix: str, dtype: str, shape: tuple[int, ...], data: bytes) -> tuple[object, ...]:
+    """The part as it is; of text, which is JSON, what it says: spaces and order do not count."""
     if "quant_state.bitsandbytes" in suffix:
-        return json.loads(ours) == json.loads(theirs)
-    return ours == theirs
+        return dtype, json.loads(data)
+    return dtype, shape, data
 
 
 def decode(golden: Golden) -> QuantTensor:
@@ -168,7 +165,8 @@ def config_of(about: dict[str, Any]) -> dict[str, Any]:
         settings = {"bits": 4, "group_size": grid["group_size"], "zero_point": True}
         return {"quant_method": "awq", "version": "gemm", **settings}
     if layout in ("gptq", "gptq_v2"):
-        settings = {"bits": grid["bits"], "group_size": grid["group_size"], "desc_act": False}
+        size = -1 if grid["group_size"] == "channel" else grid["group_size"]
+        settings = {"bits": grid["bits"], "group_size": size, "desc_act": False}
         return {
             "quant_method": "gptq",
             "checkpoint_format": layout,
