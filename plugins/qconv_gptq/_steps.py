@@ -38,12 +38,12 @@ def steps_of(grid: Grid, parameters: Parameters, shape: tuple[int, int]) -> Step
     rows, columns = shape
     run = grid.column_run(columns)
     each = [grid.column(parameters, first) for first in range(0, columns, run)]
-    scale = torch.stack([column.scale.expand(rows) for column in each])
+    scale = torch.stack([column.scale[:rows].expand(rows) for column in each])
     lowest, highest, book = each[0].lowest, each[0].highest, each[0].codebook
     return Steps(
         scale=scale,
         inverse=torch.where(scale == 0, 0.0, 1.0 / scale),
-        offset=torch.stack([column.offset.expand(rows) for column in each]),
+        offset=torch.stack([column.offset[:rows].expand(rows) for column in each]),
         run=run,
         lowest=lowest,
         highest=highest,

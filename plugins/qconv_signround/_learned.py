@@ -112,8 +112,9 @@ def _spread(
     import torch
 
     found = [grid.column(parameters, index) for index in range(0, shape[1], every)]
-    scale = torch.stack([column.scale.expand(shape[0]) for column in found], dim=1)
-    offset = torch.stack([column.offset.expand(shape[0]) for column in found], dim=1)
+    rows = shape[0]
+    scale = torch.stack([column.scale[:rows].expand(rows) for column in found], dim=1)
+    offset = torch.stack([column.offset[:rows].expand(rows) for column in found], dim=1)
     return scale, offset, Levels.of(found[0])
 
 

@@ -137,7 +137,7 @@ def test_a_static_zero_point_needs_more_than_magnitudes():
         ({"bits": True}, "bits is True; choose"),
         ({"symmetric": "yes"}, "symmetric is 'yes'; choose true or false"),
         ({"dynamic": 1}, "dynamic is 1; choose true or false"),
-        ({"scope": "row"}, "scope is 'row'; choose token or tensor"),
+        ({"scope": "row"}, "scope is 'row'; choose token or tensor or group"),
         ({"dynamic": False}, "a scale per token cannot be static"),
         ({"group": 3}, "options are bits, symmetric, scope, dynamic"),
     ],

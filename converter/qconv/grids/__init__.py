@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qconv.grids._activation import ActivationGrid
     from qconv.grids._block import BlockGrid
+    from qconv.grids._codebook import CodebookGrid
+    from qconv.grids._float import FloatGrid
     from qconv.grids._grid import ColumnGrid, Grid, Parameters
     from qconv.grids._spec import grid_from_spec
     from qconv.grids._superblock import SuperBlockGrid
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivationGrid",
     "BlockGrid",
+    "CodebookGrid",
     "ColumnGrid",
+    "FloatGrid",
     "Grid",
     "Parameters",
     "SuperBlockGrid",
@@ -32,7 +36,9 @@ def __getattr__(name: str) -> object:
     module = {
         "ActivationGrid": "_activation",
         "BlockGrid": "_block",
+        "CodebookGrid": "_codebook",
         "ColumnGrid": "_grid",
+        "FloatGrid": "_float",
         "Grid": "_grid",
         "Parameters": "_grid",
         "SuperBlockGrid": "_superblock",

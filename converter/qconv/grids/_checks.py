@@ -91,6 +91,20 @@ def check_importance(importance: torch.Tensor, columns: int) -> float:
     return float(high)
 
 
+def relative_importance(weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+    """Importance divided by its largest value, so that no weighted sum overflows: (in,) float32.
+
+    Raises:
+        UnsupportedGrid: as :func:`check_importance`.
+    """
+    if importance is None:
+        return weight.new_ones(weight.shape[1])
+    largest = check_importance(importance, weight.shape[1])
+    importance = importance.detach()
+    # Not by a Python number: on CUDA, torch multiplies with the inverse of one.
+    return importance / importance.new_tensor(largest) if largest else importance
+
+
 def _refuse_non_finite(weight: torch.Tensor) -> None:
     import torch
 

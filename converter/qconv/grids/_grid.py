@@ -16,9 +16,11 @@ Parameters = Mapping[str, "torch.Tensor"]
 class ColumnGrid:
     """The values one input column may take: ``scale * (codebook[code] or code) + offset``.
 
-    scale, offset: (out,) float32
+    scale, offset: (out,) float32; (1,) where all rows share them; longer than ``out`` where blocks
+        of rows share them and the last block ends early: those beyond are no rows'
     lowest, highest: inclusive range of codes
-    codebook: (codes,) float32, or None when a code stands for itself
+    codebook: (codes,) float32, indexed by code, in any order; of equal values the lowest code is
+        the one to take; None when a code stands for itself
     """
 
     scale: torch.Tensor

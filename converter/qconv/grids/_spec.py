@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UsageError
@@ -18,17 +18,23 @@ def grid_from_spec(spec: Mapping[str, Any]) -> Grid:
         UsageError: the family or an option is unknown, missing or out of range.
     """
     from qconv.grids._block import BlockGrid
+    from qconv.grids._codebook import CodebookGrid
+    from qconv.grids._float import FloatGrid
     from qconv.grids._superblock import SuperBlockGrid
     from qconv.grids._uniform import UniformGrid
 
+    make: dict[str, Callable[[Mapping[str, Any]], Grid]] = {
+        "block": BlockGrid.from_spec,
+        "codebook": CodebookGrid.from_spec,
+        "float": FloatGrid.from_spec,
+        "superblock": SuperBlockGrid.from_spec,
+        "uniform": UniformGrid.from_spec,
+    }
     family = spec.get("family")
-    if family == "block":
-        return BlockGrid.from_spec(spec)
-    if family == "superblock":
-        return SuperBlockGrid.from_spec(spec)
-    if family == "uniform":
-        return UniformGrid.from_spec(spec)
-    raise UsageError(
-        f"grid family is {family!r}; choose 'block', 'superblock' or 'uniform', "
-        "or update qconv if a newer version wrote this"
-    )
+    if not isinstance(family, str) or family not in make:
+        *others, last = map(repr, make)
+        raise UsageError(
+            f"grid family is {family!r}; choose {', '.join(others)} or {last}, "
+            "or update qconv if a newer version wrote this"
+        )
+    return make[family](spec)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from qconv.errors import UnsupportedGrid, UsageError
 from qconv.grids._checks import (
     check_choice,
-    check_importance,
     check_matrix,
     check_weight,
     from_options,
+    relative_importance,
 )
 from qconv.grids._grid import ColumnGrid, Parameters
 
@@ -128,7 +128,7 @@ class UniformGrid:
         from qconv.grids import _uniform_fit
 
         weight = self._checked(weight)
-        weights = _relative_importance(weight, importance)
+        weights = relative_importance(weight, importance)
         if self.rows_independent:
             groups = weight.shape[1] // self.columns(weight.shape[1])
             scale, zero = _uniform_fit.fit_rows(weight, weights, groups, self._rule())
@@ -269,14 +269,3 @@ def _suggestion(columns: int, size: int) -> str:
     if powers or whole:
         return f"group size {(powers or whole)[0]}"
     return "group size 'channel'"
-
-
-def _relative_importance(weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
-    """Importance divided by its largest value, so that no weighted sum overflows: (in,) float32."""
-    from qconv.grids._uniform_fit import over
-
-    if importance is None:
-        return weight.new_ones(weight.shape[1])
-    largest = check_importance(importance, weight.shape[1])
-    importance = importance.detach()
-    return over(importance, largest) if largest else importance

@@ -22,12 +22,14 @@ from .jit import inner, kernel
 
 __all__ = [
     "RUN",
+    "arrays",
     "codes",
     "codes_reference",
     "dots",
     "dots_reference",
     "errors",
     "errors_reference",
+    "sum_runs",
 ]
 
 #: Columns summed in one go: near the square root of common group sizes.
@@ -149,7 +151,7 @@ def dots(
     if weight.device.type != "cpu":
         return dots_reference(weight, importance, inverse, lowest, highest)
     dot, square = torch.empty_like(inverse), torch.empty_like(inverse)
-    _dots(*_arrays(weight, importance, inverse, lowest, highest, dot, square))
+    _dots(*arrays(weight, importance, inverse, lowest, highest, dot, square))
     return dot, square
 
 
@@ -165,7 +167,7 @@ def errors(
     if weight.device.type != "cpu":
         return errors_reference(weight, importance, scale, inverse, lowest, highest)
     error = torch.empty_like(inverse)
-    _errors(*_arrays(weight, importance, scale, inverse, lowest, highest, error))
+    _errors(*arrays(weight, importance, scale, inverse, lowest, highest, error))
     return error
 
 
@@ -185,11 +187,12 @@ def codes(
     if weight.device.type != "cpu":
         return codes_reference(weight, inverse, lowest, highest, zero, dtype)
     out = torch.empty(weight.shape, dtype=dtype)
-    _codes(*_arrays(weight, inverse, lowest, highest, zero, out))
+    _codes(*arrays(weight, inverse, lowest, highest, zero, out))
     return out
 
 
-def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
+def arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
+    """Numpy views of tensors on the CPU, for kernels to take."""
     return [tensor.detach().numpy() for tensor in tensors]
 
 
@@ -208,7 +211,7 @@ def dots_reference(
     h = importance.view(inverse.shape[0], -1, 1)
     q = _steps(x, inverse[:, None], lowest[:, None], highest[:, None])
     hq = h * q
-    return _sum(hq * x), _sum(hq * q)
+    return sum_runs(hq * x), sum_runs(hq * q)
 
 
 def errors_reference(
@@ -224,7 +227,7 @@ def errors_reference(
     h = importance.view(inverse.shape[0], -1, 1)
     q = _steps(x, inverse[:, None], lowest[:, None], highest[:, None])
     e = x - scale[:, None] * q
-    return _sum((h * e) * e)
+    return sum_runs((h * e) * e)
 
 
 def codes_reference(
@@ -247,7 +250,7 @@ def _steps(
     return torch.minimum(torch.maximum(x * inverse, lowest), highest).round()
 
 
-def _sum(terms: torch.Tensor) -> torch.Tensor:
+def sum_runs(terms: torch.Tensor) -> torch.Tensor:
     """Sums over dimension 1 of (groups, size, rows), in the order the module docstring states."""
     groups, size, rows = terms.shape
     runs = -(-size // RUN)

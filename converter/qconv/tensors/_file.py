@@ -286,12 +286,25 @@ def _check_values(path: Path, name: str, tensor: QuantTensor) -> None:
             f"{path}: tensor {name!r} has codes from {low} to {high}, but grid {tensor.grid.name} "
             f"has {column.lowest} to {column.highest}; write the file again"
         )
+    _check_float_codes(path, name, tensor)
     _check_input_values(path, name, tensor)
     for part, value in tensor.parameters.items():
         if value.is_floating_point() and not math.isfinite(float(value.float().abs().max())):
             raise UnreadableInput(
                 f"{path}: tensor {name!r} has a {part} that is not finite; write the file again"
             )
+
+
+def _check_float_codes(path: Path, name: str, tensor: QuantTensor) -> None:
+    """Refuse the bit pattern in the middle of a float grid's codes that is no number."""
+    from qconv.grids import FloatGrid
+    from qconv.grids._e4m3 import NAN
+
+    if isinstance(tensor.grid, FloatGrid) and bool((tensor.codes == NAN).any()):
+        raise UnreadableInput(
+            f"{path}: tensor {name!r} has code {NAN}, which is NaN in FP8 E4M3; write the file "
+            "again"
+        )
 
 
 def _check_input_values(path: Path, name: str, tensor: QuantTensor) -> None:

@@ -88,7 +88,7 @@ def _check_values(
     )
     step = max(1, grid.columns(weight.shape[1]) // 3)
     for index in range(0, weight.shape[1], step):
-        values = _values_of(grid.column(parameters, index))  # (out, codes)
+        values = _values_of(grid.column(parameters, index))[: len(weight)]  # (out, codes)
         error = (decoded[:, index] - weight[:, index]).abs()
         nearest = (values - weight[:, index, None]).abs().amin(dim=1)
         slack = 1e-6 * values.abs().amax(dim=1)  # float32 arithmetic in another order
