@@ -321,10 +321,14 @@ class Source(Protocol):
     ``decode`` runs on several threads.
     """
 
-    def tensors(self, model: ModelInfo) -> Sequence[EncodedTensor]:
+    def tensors(
+        self, model: ModelInfo, read: Callable[[str], torch.Tensor]
+    ) -> Sequence[EncodedTensor]:
         """Every quantized tensor; stored tensors that are part of none are taken as they are.
 
         model: as stored, ``quantization_config`` included
+        read: a stored tensor by name, shape and dtype as stored; for the small ones that say what
+            others hold, such as ``weight_shape`` or ``quant_state``
 
         Raises:
             UnreadableInput: parts are missing, or their shapes or dtypes contradict the config.
