@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from qconv.plugin import BackendSpec, FormatSpec, OptionSpec, hookimpl
 
+from ._sources import source_specs
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from qconv.plugin import Backend
+    from qconv.plugin import Backend, SourceSpec
 
-__all__ = ["qconv_backends"]
+__all__ = ["qconv_backends", "qconv_sources"]
 
 _FORMATS = (
     ("int4", "compressed-tensors, 4-bit weights in groups, with zero-points: for vLLM"),
@@ -72,6 +74,12 @@ def qconv_backends() -> Iterator[BackendSpec]:
         load=_load,
         api_version=1,
     )
+
+
+@hookimpl
+def qconv_sources() -> Iterator[SourceSpec]:
+    """Offer to read quantized checkpoints."""
+    yield from source_specs()
 
 
 def _load() -> Callable[[], Backend]:
