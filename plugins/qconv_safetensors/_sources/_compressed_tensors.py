@@ -26,7 +26,7 @@ from ._stored import SCALE_DTYPES, Module, finite, modules_with, own_parts
 if TYPE_CHECKING:
     import torch
 
-    from qconv.grids import ActivationGrid, FloatGrid, Grid, UniformGrid
+    from qconv.grids import ActivationGrid, FloatGrid, Grid
     from qconv.plugin import ModelInfo
     from qconv.tensors import QuantTensor
 
@@ -152,24 +152,28 @@ def _parameter_shapes(
     return ((-(-rows // high), -(-columns // wide)),)
 
 
-def _grid(scheme: Scheme, scale_dtype: Any) -> UniformGrid | FloatGrid:  # noqa: ANN401 -- a Literal
-    from qconv.grids import FloatGrid, UniformGrid
+def _grid(scheme: Scheme, scale_dtype: Any) -> Grid:  # noqa: ANN401 -- a Literal
+    if scheme.kind == "float":
+        return _float_grid(scheme, scale_dtype)
+    from qconv.grids import UniformGrid
 
-    if scheme.kind == "int":
-        size: Any = scheme.group_size if scheme.strategy == "group" else scheme.strategy
-        return UniformGrid(
-            bits=scheme.bits, symmetric=scheme.symmetric, group_size=size, scale_dtype=scale_dtype
-        )
+    size: Any = scheme.group_size if scheme.strategy == "group" else scheme.strategy
+    return UniformGrid(
+        bits=scheme.bits, symmetric=scheme.symmetric, group_size=size, scale_dtype=scale_dtype
+    )
+
+
+def _float_grid(scheme: Scheme, scale_dtype: Any) -> FloatGrid:  # noqa: ANN401 -- a Literal
+    from qconv.grids import FloatGrid
+
     if scheme.strategy == "group":
         raise Unsupported(
             "config.json: FP8 weights with a scale per group are not decoded, only per tensor, "
             "channel or block; start from the float checkpoint"
         )
-    if scheme.block is not None:
-        block: Any = scheme.block
-        return FloatGrid(scope="block", block=block, scale_dtype=scale_dtype)
     scope: Any = scheme.strategy
-    return FloatGrid(scope=scope, scale_dtype=scale_dtype)
+    block: Any = scheme.block if scope == "block" else None
+    return FloatGrid(scope=scope, block=block, scale_dtype=scale_dtype)
 
 
 def _check_zero_points(
