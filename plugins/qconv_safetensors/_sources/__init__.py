@@ -22,43 +22,43 @@ def source_specs() -> Iterator[SourceSpec]:
             "compressed-tensors",
             "packed integers, INT8 and FP8 as llm-compressor writes them",
             is_compressed_tensors,
-            _compressed_tensors,
+            _load_compressed_tensors,
         ),
-        ("gptq", "GPTQ, versions 1 and 2, of 2, 3, 4 and 8 bits", is_gptq, _gptq),
-        ("awq", "AWQ in the GEMM layout", is_awq, _awq),
-        ("fp8", "FP8 with scales per tensor or 128x128 block", is_fp8, _fp8),
-        ("bitsandbytes", "bitsandbytes NF4 and FP4", is_bitsandbytes, _bitsandbytes),
+        ("gptq", "GPTQ, versions 1 and 2, of 2, 3, 4 and 8 bits", is_gptq, _load_gptq),
+        ("awq", "AWQ in the GEMM layout", is_awq, _load_awq),
+        ("fp8", "FP8 with scales per tensor or 128x128 block", is_fp8, _load_fp8),
+        ("bitsandbytes", "bitsandbytes NF4 and FP4", is_bitsandbytes, _load_bitsandbytes),
     ):
         yield SourceSpec(
             name=name, summary=summary, recognizes=recognizes, load=load, api_version=1
         )
 
 
-def _compressed_tensors() -> Callable[[], Source]:
+def _load_compressed_tensors() -> Callable[[], Source]:
     from ._compressed_tensors import CompressedTensorsSource
 
     return CompressedTensorsSource
 
 
-def _gptq() -> Callable[[], Source]:
+def _load_gptq() -> Callable[[], Source]:
     from ._gptq import GptqSource
 
     return GptqSource
 
 
-def _awq() -> Callable[[], Source]:
+def _load_awq() -> Callable[[], Source]:
     from ._awq import AwqSource
 
     return AwqSource
 
 
-def _fp8() -> Callable[[], Source]:
+def _load_fp8() -> Callable[[], Source]:
     from ._fp8 import Fp8Source
 
     return Fp8Source
 
 
-def _bitsandbytes() -> Callable[[], Source]:
+def _load_bitsandbytes() -> Callable[[], Source]:
     from ._bitsandbytes import BitsAndBytesSource
 
     return BitsAndBytesSource

@@ -79,7 +79,7 @@ def _encoded(module: Module, settings: Settings) -> GptqTensor:
     bits = settings.bits
     words = module.need("qweight", ("I32",), 2)
     rows, columns = words.shape[1], words.shape[0] * 32 // bits
-    if dense_words(columns, bits) != words.shape[0]:
+    if words.shape[0] * 32 % bits:
         raise UnreadableInput(
             f"tensor {words.name!r}: {words.shape[0]} words per column hold no whole number of "
             f"{bits}-bit values; config.json and weights do not belong together, get all anew"
