@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qconv.errors import UsageError
-from qconv.plugin import PlanRequest
 
-GroupSize = int | Literal["channel"]  # noqa: UP007 -- only in annotations
+if TYPE_CHECKING:
+    from qconv.plugin import PlanRequest
 
 #: Group sizes that vLLM's Marlin kernels compute (``marlin_utils.MARLIN_SUPPORTED_GROUP_SIZES``).
 _GROUP_SIZES: Mapping[str, Any] = {"32": 32, "64": 64, "128": 128, "channel": "channel"}
 
 #: Bits that a layout packs: GPTQ's kernels unpack 2, 3, 4 and 8, AWQ's 4 only.
-_BITS: Mapping[str, tuple[int, ...]] = {
+BITS: Mapping[str, tuple[int, ...]] = {
     "int4": (2, 3, 4, 5, 6, 7, 8),
     "int8": (8,),
     "gptq": (2, 3, 4, 8),
@@ -121,7 +121,7 @@ def _integer(name: str, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _bits(name: str, text: str) -> int:
-    allowed = _BITS[name]
+    allowed = BITS[name]
     if text not in {str(bits) for bits in allowed}:
         choices = ", ".join(str(bits) for bits in allowed)
         more = "" if name == "int4" else "; safetensors:int4 takes bits from 2 to 8"

@@ -1,8 +1,8 @@
 """What a quantized weight becomes on disk: the parts of a layout, known before any value.
 
-A module of ``_layouts`` (or ``_bitsandbytes``) is a :class:`PartLayout`: ``parts`` says at planning
-which tensors a weight ``X.weight`` is stored as, ``pack`` makes those that hold values, in the same
-order. Parts with a ``constant`` are written at planning and are not packed.
+A module of ``_layouts`` (or ``_bitsandbytes``) has the two functions of a :class:`PartLayout`:
+``parts`` says at planning which tensors a weight ``X.weight`` is stored as, ``pack`` makes those
+that hold values, in the same order. Parts with a ``constant`` are not packed.
 """
 
 from __future__ import annotations
@@ -58,11 +58,19 @@ class Part:
         """Bytes on disk."""
         return prod(self.shape) * DTYPE_NBYTES[self.dtype]
 
+    @property
+    def in_header(self) -> bool:
+        """Whether it is written with the header, so that slabs of rows need not care for it.
 
-class PartLayout(Protocol):
-    """How one layout stores a weight on a grid it can hold."""
+        What follows must stay aligned for the widest dtype, and safetensors allows no gaps.
+        """
+        return self.constant is not None and self.nbytes % max(DTYPE_NBYTES.values()) == 0
 
-    def parts(
+
+class Parts(Protocol):
+    """Says which parts a weight has in a layout."""
+
+    def __call__(
         self,
         name: str,
         shape: tuple[int, int],
@@ -81,10 +89,22 @@ class PartLayout(Protocol):
         """
         ...
 
-    def pack(self, name: str, value: QuantTensor, dtype: str) -> list[torch.Tensor]:
+
+class Pack(Protocol):
+    """Makes the parts of a weight."""
+
+    def __call__(self, name: str, value: QuantTensor, dtype: str) -> list[torch.Tensor]:
         """The parts without a constant, in order, contiguous: a slab's rows if all are by rows.
 
         Raises:
             UnsupportedGrid: the layout cannot hold a value.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartLayout:
+    """How one layout stores a weight on a grid it can hold."""
+
+    parts: Parts
+    pack: Pack

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 #: A linear weight inside a numbered block: ``model.layers.3.mlp.up_proj.weight``.
 _IN_BLOCK = re.compile(r"(?P<stem>.+?)\.(?P<number>\d+)\.(?P<module>.+)\.weight")
@@ -57,32 +58,46 @@ class Role:
     reason: str
 
 
+def counted_blocks(config: Mapping[str, Any]) -> int | None:
+    """The decoder layers that the model runs; None when the config does not say.
+
+    Layers stored beyond these predict further tokens (DeepSeek, GLM).
+    """
+    for settings in (config.get("text_config"), config):
+        found = settings.get("num_hidden_layers") if isinstance(settings, Mapping) else None
+        if type(found) is int and found > 0:
+            return found
+    return None
+
+
 def role_of(name: str, shape: tuple[int, ...], blocks: int | None) -> Role:
     """The role of a tensor of a Hugging Face checkpoint.
 
     blocks: how many layers the config says the model runs; None when it does not say
     """
     match = _IN_BLOCK.fullmatch(name)
-    if match is None:
-        return Role(linear=False, reason="not a linear weight of a block")
-    if len(shape) != 2:
-        return Role(linear=False, reason="not a matrix")
+    reason = "not a linear weight of a block" if match is None else _exempt(match, shape, blocks)
+    return Role(linear=not reason, reason=reason or "a linear of a block")
+
+
+def _exempt(match: re.Match[str], shape: tuple[int, ...], blocks: int | None) -> str:
+    """Why a weight of a numbered block stays float; empty when it does not."""
     last = match["module"].rpartition(".")[2]
-    if _TOWERS.search(match["stem"]):
-        return Role(linear=False, reason="the tower for images or sound stays float")
-    if _FURTHER_TOKENS.search(name) or _beyond(match, blocks):
-        return Role(linear=False, reason="a layer that predicts further tokens stays float")
-    if last in _ROUTERS:
-        return Role(linear=False, reason="a router stays float")
-    if last in _NOT_LINEAR or "norm" in last or "embed" in last:
-        return Role(linear=False, reason="not a linear layer")
-    return Role(linear=True, reason="a linear of a block")
+    rules = {
+        "not a matrix": len(shape) != 2,
+        "the tower for images or sound stays float": bool(_TOWERS.search(match["stem"])),
+        "a layer that predicts further tokens stays float": _further(match, blocks),
+        "a router stays float": last in _ROUTERS,
+        "not a linear layer": last in _NOT_LINEAR or "norm" in last or "embed" in last,
+    }
+    return next((reason for reason, holds in rules.items() if holds), "")
 
 
-def _beyond(match: re.Match[str], blocks: int | None) -> bool:
-    """Whether it is in a decoder layer that the config does not count: one that predicts ahead."""
+def _further(match: re.Match[str], blocks: int | None) -> bool:
+    """Whether it is in a layer that predicts further tokens, by its name or its number."""
     counted = match["stem"] == "layers" or match["stem"].endswith("model.layers")
-    return blocks is not None and counted and int(match["number"]) >= blocks
+    beyond = blocks is not None and counted and int(match["number"]) >= blocks
+    return beyond or bool(_FURTHER_TOKENS.search(match[0]))
 
 
 def sibling_key(name: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qconv.plugin import Dropped, ModelInfo, RowOrder
+if TYPE_CHECKING:
+    from qconv.plugin import Dropped, ModelInfo, RowOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

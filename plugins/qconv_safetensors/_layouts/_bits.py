@@ -53,7 +53,8 @@ def _pack_bytes(codes: Words, bits: int) -> Words:
         return codes
     if bits == 4:
         pairs = codes.view("<u2")
-        return (pairs | pairs >> 4).astype("u1")
+        packed: Words = (pairs | pairs >> 4).astype("u1")
+        return packed
     return _pack_eights(codes, bits)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qconv.errors import UnsupportedGrid
-
-from .._part import STORED_DTYPES, Part
+from qconv_safetensors._part import STORED_DTYPES, Part
 
 if TYPE_CHECKING:
     import torch

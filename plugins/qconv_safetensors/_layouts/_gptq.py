@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qconv.errors import UnsupportedGrid
+from qconv_safetensors._part import Part
 
-from .._part import Part
 from ._bits import pack_rows, packed_words
 from ._codes import unsigned_codes, zero_points
 from ._integers import need_whole_words, uniform

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qconv.errors import UnsupportedGrid
+from qconv_safetensors._part import STORED_DTYPES, Part
 
-from .._part import STORED_DTYPES, Part
 from ._integers import uniform
 
 if TYPE_CHECKING:

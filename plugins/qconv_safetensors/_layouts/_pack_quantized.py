@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._part import STORED_DTYPES, Part
+from qconv_safetensors._part import STORED_DTYPES, Part
+
 from ._bits import pack_rows, packed_words
 from ._codes import unsigned_codes
 from ._integers import uniform
