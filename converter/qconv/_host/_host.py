@@ -17,7 +17,10 @@ from qconv.plugin import (
     CheckSpec,
     Event,
     MethodSpec,
+    ModelInfo,
     Rounder,
+    Source,
+    SourceSpec,
     Transform,
 )
 
@@ -38,7 +41,7 @@ _PROTOCOLS: Mapping[str, type[Any]] = {
     "block_rounder": BlockRounder,
 }
 
-AnySpec = TypeVar("AnySpec", MethodSpec, BackendSpec, CheckSpec)
+AnySpec = TypeVar("AnySpec", MethodSpec, BackendSpec, SourceSpec, CheckSpec)
 
 
 class Host:
@@ -66,6 +69,11 @@ class Host:
     def backends(self) -> tuple[BackendSpec, ...]:
         """The backends of all sound plugins."""
         return tuple(spec for record in self._records for spec in record.backends)
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """The families of quantized checkpoints that all sound plugins read."""
+        return tuple(spec for record in self._records for spec in record.sources)
 
     @property
     def checks(self) -> tuple[CheckSpec, ...]:
@@ -116,6 +124,29 @@ class Host:
             BrokenPlugin: its plugin is broken, or it cannot be loaded.
         """
         return cast("Backend", self._load(self.backend_spec(name), Backend))
+
+    def source(self, name: str) -> Source:
+        """A new instance of the source called ``name``; raises as :meth:`backend` does."""
+        spec = self._find("source", name, self.sources)
+        return cast("Source", self._load(spec, Source))
+
+    def recognizing(self, model: ModelInfo) -> tuple[SourceSpec, ...]:
+        """The sources that take ``model`` for one of their family.
+
+        Raises:
+            BrokenPlugin: one of them cannot tell.
+        """
+        return tuple(spec for spec in self.sources if self._recognizes(spec, model))
+
+    def _recognizes(self, spec: SourceSpec, model: ModelInfo) -> bool:
+        try:
+            with contained(f"plugin author: source '{spec.name}': recognizes()"):
+                return bool(spec.recognizes(model))
+        except PluginFault as fault:
+            owner = self.owner(spec)
+            raise BrokenPlugin(
+                f"{owner.label}: {fault}; {DISABLE}={owner.entry_point} leaves the plugin out"
+            ) from fault
 
     def resolve_target(self, text: str) -> Target:
         """The target that ``text`` means, e.g. ``gguf:q4km,search=ggml``.
@@ -173,7 +204,7 @@ class Host:
 
     def _load(
         self,
-        spec: MethodSpec | BackendSpec,
+        spec: MethodSpec | BackendSpec | SourceSpec,
         protocol: type[Any],
         options: Mapping[str, str] | None = None,
     ) -> object:
@@ -249,6 +280,7 @@ def _load_one(
         record,
         methods=tuple(spec for spec in specs if isinstance(spec, MethodSpec)),
         backends=tuple(spec for spec in specs if isinstance(spec, BackendSpec)),
+        sources=tuple(spec for spec in specs if isinstance(spec, SourceSpec)),
         checks=tuple(spec for spec in specs if isinstance(spec, CheckSpec)),
     ), offer.observers
 

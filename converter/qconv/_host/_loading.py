@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 import pluggy
 
-from qconv.plugin import API_VERSION, BackendSpec, CheckSpec, Event, Hooks, MethodSpec
+from qconv.plugin import (
+    API_VERSION,
+    BackendSpec,
+    CheckSpec,
+    Event,
+    Hooks,
+    MethodSpec,
+    SourceSpec,
+)
 
 from ._isolation import PluginFault, contained
 from ._names import LEGAL, did_you_mean, normalise
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 REGISTRATION: Mapping[str, type[Spec]] = {
     "qconv_methods": MethodSpec,
     "qconv_backends": BackendSpec,
+    "qconv_sources": SourceSpec,
     "qconv_checks": CheckSpec,
 }
 HOOKS = (*REGISTRATION, "qconv_event")
@@ -156,6 +165,11 @@ def _check_spec(spec: Spec) -> None:
         _check_backend(spec, what)
     if isinstance(spec, MethodSpec):
         _check_method(spec, what)
+    if isinstance(spec, SourceSpec) and not callable(spec.recognizes):
+        raise PluginFault(
+            f"plugin author: {what}: recognizes is {_typed(spec.recognizes)}; "
+            "it must be a function of a ModelInfo that says whether it is of this family"
+        )
 
 
 def _check_method(spec: MethodSpec, what: str) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qconv.plugin import BackendSpec, CheckSpec, MethodSpec
+from qconv.plugin import BackendSpec, CheckSpec, MethodSpec, SourceSpec
 
-Spec = MethodSpec | BackendSpec | CheckSpec
+Spec = MethodSpec | BackendSpec | SourceSpec | CheckSpec
 Status = Literal["ok", "broken", "disabled"]
 
 
 def kind_of(spec: Spec) -> str:
-    """What people call it: method, backend or check."""
+    """What people call it: method, backend, source or check."""
     if isinstance(spec, MethodSpec):
         return "method"
-    return "backend" if isinstance(spec, BackendSpec) else "check"
+    if isinstance(spec, BackendSpec):
+        return "backend"
+    return "source" if isinstance(spec, SourceSpec) else "check"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +35,14 @@ class PluginRecord:
     reason: str = ""
     methods: tuple[MethodSpec, ...] = ()
     backends: tuple[BackendSpec, ...] = ()
+    sources: tuple[SourceSpec, ...] = ()
     checks: tuple[CheckSpec, ...] = ()
     claimed: tuple[tuple[str, str], ...] = ()
 
     @property
     def specs(self) -> tuple[Spec, ...]:
         """All it offers."""
-        return (*self.methods, *self.backends, *self.checks)
+        return (*self.methods, *self.backends, *self.sources, *self.checks)
 
     @property
     def label(self) -> str:
@@ -56,6 +59,7 @@ class PluginRecord:
             "reason": self.reason,
             "methods": [{"name": spec.name, "summary": spec.summary} for spec in self.methods],
             "backends": [_backend_to_json(spec) for spec in self.backends],
+            "sources": [{"name": spec.name, "summary": spec.summary} for spec in self.sources],
             "checks": [{"name": spec.name, "summary": spec.summary} for spec in self.checks],
         }
 

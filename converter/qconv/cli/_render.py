@@ -257,6 +257,8 @@ def _offers(record: PluginRecord) -> Iterable[str]:
         for option in backend.options:
             choices = "|".join(option.choices) or "..."
             yield f"  option {option.name}={choices}: {option.summary}"
+    for source in record.sources:
+        yield f"source {source.name}: {source.summary}"
     for check in record.checks:
         yield f"check {check.name}: {check.summary}"
     if record.status == "ok" and not record.specs:

@@ -24,5 +24,7 @@ def check_plugin(plugin: object) -> None:
             host.method(method.name)
         for backend in host.backends:
             host.backend(backend.name)
+        for source in host.sources:
+            host.source(source.name)
     except BrokenPlugin as error:
         raise ConformanceError(str(error)) from error
