@@ -18,6 +18,8 @@ _COMPANIONS = frozenset(
         "config.json",
         "generation_config.json",
         "merges.txt",
+        "quant_config.json",
+        "quantize_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",

@@ -40,6 +40,14 @@ PLAIN_TYPES = {
 _DECODED_AT_ONCE = 256 * 1024
 
 
+def torch_dtype(info: TensorInfo) -> torch.dtype:
+    """The dtype that values of a plain type are stored in; float32 for block types."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, PLAIN_TYPES.get(info.dtype, (4, "float32"))[1])
+    return dtype
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """A tensor's place in a file, its rows one after the other.

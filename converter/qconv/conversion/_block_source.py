@@ -35,7 +35,9 @@ class BlockSource:
         """Rows as stored; those of a changed tensor are rounded to the dtype it was stored in."""
         import torch
 
+        from qconv.checkpoint import torch_dtype
+
         if name not in self.changed:
             return self.checkpoint.read_raw(name, start, stop)
-        dtype = self.checkpoint.read_rows(name, 0, 1).dtype
+        dtype = torch_dtype(self.checkpoint.model.tensors[name])
         return self.read_rows(name, start, stop).to(dtype).contiguous().view(torch.uint8)
