@@ -27,3 +27,14 @@ def smollm2() -> Path:
 def smollm2_wide() -> Path:
     """The same function with hidden size 768, so that K-quants apply."""
     return _real("smollm2-135m-wide")
+
+
+@pytest.fixture
+def toy_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installs the toy family of quantized checkpoints, see ``toy_packed.py``."""
+    import qconv._host
+    from toy_packed import PackedPlugin, host_with
+
+    host = host_with(PackedPlugin())
+    monkeypatch.setattr(qconv._host, "load_plugins", lambda: host)
+    monkeypatch.setattr("qconv.inspection._inspect.load_plugins", lambda: host)

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from qconv._host import Host, host_of, load_plugins
 from qconv.errors import UnreadableInput
 from qconv.grids import Grid, UniformGrid, grid_from_spec
 from qconv.plugin import (
@@ -284,3 +285,9 @@ class PackedPlugin:
             api_version=1,
             load=lambda: PackedBackend,
         )
+
+
+def host_with(*plugins: object) -> Host:
+    """The installed plugins, and some that are not."""
+    given = [host_of(each, f"toy{number}") for number, each in enumerate(plugins)]
+    return Host([record for host in (load_plugins(), *given) for record in host.listing()])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from qconv._host import Chain, Host, Target
+    from qconv._sources import OpenedSource
     from qconv.calibration import Calibration
     from qconv.checkpoint import Checkpoint
     from qconv.conversion import Conversion, Passes, Steps
@@ -44,7 +45,8 @@ def plan(
 ) -> Plan:
     """Plan a conversion completely and write nothing.
 
-    model: HF directory, ``.safetensors`` file, ``.safetensors.index.json`` or ``.gguf`` file
+    model: HF directory, ``.safetensors`` file, ``.safetensors.index.json`` or ``.gguf`` file;
+        quantized ones are decoded where a plugin can
     to: targets such as ``gguf:q4_k_m``; case, ``_`` and ``-`` in the format do not count
     out: directory for the artifacts
     method: a chain of steps such as ``awq,gptq``, options after their step: ``gptq,damp=0.05``
@@ -64,7 +66,7 @@ def plan(
         qconv.errors.QconvError: its subclass and message say what is wrong and what to do.
     """
     from qconv._host import load_plugins
-    from qconv.checkpoint import open_checkpoint
+    from qconv._sources import open_source
 
     request = _Request(
         to=to,
@@ -81,8 +83,9 @@ def plan(
         threads=threads,
         max_ram=max_ram,
     )
-    chosen = _choose(load_plugins(), request)
-    with open_checkpoint(model) as checkpoint:
+    host = load_plugins()
+    chosen = _choose(host, request)
+    with open_source(model, host) as checkpoint:
         return _make_plan(chosen, checkpoint, Path(model))
 
 
@@ -116,7 +119,7 @@ def convert(
         qconv.errors.QconvError: its subclass and message say what is wrong and what to do.
     """
     from qconv._host import load_plugins
-    from qconv.checkpoint import open_checkpoint
+    from qconv._sources import open_source
     from qconv.conversion import run
 
     request = _Request(
@@ -137,9 +140,9 @@ def convert(
     host = load_plugins()
     chosen = _choose(host, request)
     steps = _make_steps(host, chosen.chain)
-    with open_checkpoint(model) as checkpoint:
+    with open_source(model, host) as checkpoint:
         made = _make_plan(chosen, checkpoint, Path(model))
-        watch = _observers(host, observer)
+        watch = host.watch(observer)
         passes = _make_passes(chosen, made, checkpoint, watch) if chosen.calibration else None
         return run(
             made, checkpoint, steps, passes=passes, resume=resume, force=force, observer=watch
@@ -250,14 +253,16 @@ def _with_search(target: Target, search: Search) -> Mapping[str, str]:
     return {**target.options, "search": search}
 
 
-def _make_plan(chosen: _Chosen, checkpoint: Checkpoint, model: Path) -> Plan:
+def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
     """Plan it, and refuse what the caller set limits to."""
+    from qconv._sources import plugins_behind
     from qconv.conversion import check_outputs
     from qconv.planning import build_plan, check_fallbacks, default_threads
 
     host, request, chain = chosen.host, chosen.request, chosen.chain
     specs: list[MethodSpec | BackendSpec] = [step.spec for step in chain.steps]
     specs += [target.backend for target, _ in chosen.targets]
+    labels = [host.owner(spec).label for spec in specs]
     made = build_plan(
         source=model,
         out=request.out,
@@ -272,8 +277,11 @@ def _make_plan(chosen: _Chosen, checkpoint: Checkpoint, model: Path) -> Plan:
         threads=request.threads or default_threads(),
         max_ram=request.max_ram,
         warnings=checkpoint.warnings,
-        plugins=list(dict.fromkeys(host.owner(spec).label for spec in specs)),
+        plugins=list(dict.fromkeys([*plugins_behind(checkpoint, host), *labels])),
         calibration=_plan_calibration(chosen, checkpoint),
+        steps=[step.spec.name for step in chain.steps],
+        families=[family.name for family in host.sources],
+        source_nbytes=checkpoint.working_nbytes,
     )
     check_fallbacks(made, request.max_fallback)
     check_outputs(made.out, made.targets, made.source, force=request.force)
@@ -378,14 +386,3 @@ def _saved(
 
 def _calibrates(spec: MethodSpec) -> bool:
     return spec.calibration != "unused"
-
-
-def _observers(host: Host, observer: Callable[[Event], None] | None) -> Callable[[Event], None]:
-    """Plugins watch first; the caller's own observer may raise, and then the work stops."""
-
-    def both(event: Event) -> None:
-        host.notify(event)
-        if observer is not None:
-            observer(event)
-
-    return both

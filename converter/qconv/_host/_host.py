@@ -125,10 +125,13 @@ class Host:
         """
         return cast("Backend", self._load(self.backend_spec(name), Backend))
 
+    def source_spec(self, name: str) -> SourceSpec:
+        """The source called ``name``; raises as :meth:`method_spec` does."""
+        return self._find("source", name, self.sources)
+
     def source(self, name: str) -> Source:
         """A new instance of the source called ``name``; raises as :meth:`backend` does."""
-        spec = self._find("source", name, self.sources)
-        return cast("Source", self._load(spec, Source))
+        return cast("Source", self._load(self.source_spec(name), Source))
 
     def recognizing(self, model: ModelInfo) -> tuple[SourceSpec, ...]:
         """The sources that take ``model`` for one of their family.
@@ -169,6 +172,16 @@ class Host:
                 observer(event)
             except (Exception, SystemExit) as error:  # noqa: BLE001, PERF203 - never stops the work
                 self._complain(record, error)
+
+    def watch(self, observer: Callable[[Event], None] | None) -> Callable[[Event], None]:
+        """One observer for all: plugins watch first; ``observer`` may raise, and stops the work."""
+
+        def both(event: Event) -> None:
+            self.notify(event)
+            if observer is not None:
+                observer(event)
+
+        return both
 
     def _complain(self, record: PluginRecord, error: BaseException) -> None:
         if record.label in self._complained:

@@ -102,14 +102,15 @@ def calibrate(
     Raises:
         qconv.errors.QconvError: its subclass and message say what is wrong and what to do.
     """
-    from qconv.checkpoint import open_checkpoint
+    from qconv._host import load_plugins
+    from qconv._sources import open_source
     from qconv.model import open_model
 
     began = time.monotonic()
     calibration = calibration or Calibration()
     path = _checked(Path(out), statistics, force=force)
     number, parts = _checked_shard(shard)
-    with open_checkpoint(model) as checkpoint:
+    with open_source(model, load_plugins()) as checkpoint:
         opened = None
         if statistics != "none":
             opened = open_model(checkpoint, device=device, dtype=dtype, max_ram=max_ram)
@@ -149,13 +150,14 @@ def add_calibrations(
         UsageError: a file of another model, files that do not belong together, or share a window.
         UnreadableInput: a file is missing or damaged.
     """
-    from qconv.checkpoint import open_checkpoint
+    from qconv._host import load_plugins
+    from qconv._sources import open_source
 
     began = time.monotonic()
     if not files:
         raise UsageError("no calibration files to add; name at least one with --add")
     path = _checked(Path(out), "full", force=force)
-    with open_checkpoint(model) as checkpoint:
+    with open_source(model, load_plugins()) as checkpoint:
         opened = [load_calibration(each, checkpoint.model) for each in files]
         both = added(opened)
         kind = opened[0].metadata.statistics

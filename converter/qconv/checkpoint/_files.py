@@ -58,6 +58,11 @@ class FileCheckpoint:
         """Bytes of all weight files, headers included."""
         return sum(opened.file.size for opened in self._files)
 
+    @property
+    def working_nbytes(self) -> int:
+        """Memory that reading takes besides the rows in hand, for all threads: next to none."""
+        return 0
+
     def fingerprint(self) -> str:
         """SHA-256, as hex, over names, sizes, modification times and headers of the files.
 

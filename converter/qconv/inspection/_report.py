@@ -17,8 +17,9 @@ class TensorRow:
     """One tensor.
 
     shape: outermost first
-    dtype: as stored: ``F32 BF16 ...`` or a GGUF block type such as ``Q4_K``
-    nbytes: bytes on disk
+    dtype: as stored: ``F32 BF16 ...``, a GGUF block type such as ``Q4_K``, or the name of the grid
+        that a packed weight lies on, such as ``int4_g128``
+    nbytes: bytes on disk, all parts of a packed weight together
     bits_per_weight: as stored, block scales included; None for an empty tensor
     values: None when values were not asked for
     """

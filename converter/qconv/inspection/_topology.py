@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qconv.checkpoint import open_checkpoint
+from qconv._host import load_plugins
+from qconv._sources import open_source
 from qconv.errors import Unsupported
 from qconv.inspection._inspect import architecture
 
@@ -81,7 +82,7 @@ def inspect_topology(path: str | Path, *, device: str = "auto") -> TopologyInspe
     """
     from qconv.model import open_model
 
-    with open_checkpoint(path) as checkpoint:
+    with open_source(path, load_plugins()) as checkpoint:
         info = checkpoint.model
         if info.kind == "gguf":
             raise Unsupported(

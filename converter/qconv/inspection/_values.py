@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from qconv.checkpoint import FileCheckpoint
+    from qconv._sources import OpenedSource
     from qconv.plugin import TensorInfo
 
 #: Values in hand at a time: 16 MB as float32.
@@ -60,7 +60,7 @@ class _Extent:
 
 
 def summarise(
-    checkpoint: FileCheckpoint, info: TensorInfo, progress: Callable[[float], None]
+    checkpoint: OpenedSource, info: TensorInfo, progress: Callable[[float], None]
 ) -> ValueSummary:
     """Read a tensor once, 16 MB of float32 values at a time.
 
@@ -82,7 +82,7 @@ def summarise(
 
 
 def _parts(
-    checkpoint: FileCheckpoint, info: TensorInfo, row: int, progress: Callable[[float], None]
+    checkpoint: OpenedSource, info: TensorInfo, row: int, progress: Callable[[float], None]
 ) -> Iterable[_Extent]:
     """One row, of one column at least, in parts."""
     columns, block = info.shape[-1], checkpoint.block(info.name)

@@ -64,7 +64,7 @@ def estimate_needs(
 
     tensors: each tensor's plan and whether its rows may be worked on in slabs
     max_ram: bytes the process may take; the slab shrinks to fit
-    extra_nbytes: what calibration takes besides
+    extra_nbytes: what reading the source and calibration take besides
 
     Raises:
         NotEnoughResources: the smallest slab does not fit ``max_ram``.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from qconv.grids import Grid
     from qconv.planning._calibrated import CalibrationPlan
     from qconv.planning._json import PlanJson, TargetJson, TensorJson
     from qconv.plugin import Backend, Layout, ModelInfo, TensorPlan, TensorPlans
@@ -122,7 +123,7 @@ class Plan:
     """A whole conversion before its first byte.
 
     source: the checkpoint's path
-    method: the method chain, ``rtn``
+    method: the method chain, ``rtn``; ``transcode`` where codes are kept
     streams: the method treats every row on its own, so tensors flow in slabs of rows
     calibration: None when the method needs no forward pass
     warnings: what the user should know, from the source and from the plan
@@ -187,6 +188,10 @@ def build_plan(
     warnings: Sequence[str],
     plugins: Sequence[str] = (),
     calibration: CalibrationPlan | None = None,
+    steps: Sequence[str] = (),
+    held: Mapping[str, Grid] | None = None,
+    families: Sequence[str] = (),
+    source_nbytes: int = 0,
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
 
@@ -194,6 +199,10 @@ def build_plan(
     streams: the method treats every row on its own
     plugins: who brings the method and the backends, with versions
     calibration: None when the method needs no forward pass
+    steps: names of the method chain's steps, as :class:`PlanRequest` has them
+    held: in a transcoding, the grids that quantized tensors lie on
+    families: the quantized sources that can be decoded, for messages
+    source_nbytes: memory that reading the source takes
 
     Raises:
         UnreadableInput: the source holds no tensors.
@@ -203,13 +212,18 @@ def build_plan(
         NotEnoughResources: ``max_ram`` is too small.
     """
     _refuse_empty(source, model)
-    _refuse_quantized(source, model)
+    _refuse_quantized(source, model, families)
     requests = [
         (
             label,
             backend,
             PlanRequest(
-                model=model, format=name, options=options, importance=calibration is not None
+                model=model,
+                format=name,
+                options=options,
+                importance=calibration is not None,
+                method=tuple(steps),
+                held=held or {},
             ),
         )
         for label, backend, name, options in targets
@@ -223,7 +237,13 @@ def build_plan(
         streams=streams,
         calibration=calibration,
         targets=planned,
-        needs=_add_up_needs(planned, threads, max_ram, streams=streams, calibration=calibration),
+        needs=_add_up_needs(
+            planned,
+            threads,
+            max_ram,
+            streams=streams,
+            extra_nbytes=source_nbytes + (calibration.nbytes if calibration else 0),
+        ),
         warnings=(*warnings, *_plan_warnings(planned)),
         threads=threads,
         plugins=tuple(plugins),
@@ -236,7 +256,7 @@ def _add_up_needs(
     max_ram: int | None,
     *,
     streams: bool,
-    calibration: CalibrationPlan | None,
+    extra_nbytes: int,
 ) -> Needs:
     tensors = [
         (plan, streams and rows_stand_alone(target.layout, plan))
@@ -245,8 +265,7 @@ def _add_up_needs(
     ]
     disk = sum(target.nbytes for target in targets)
     headers = sum(len(file.header) for target in targets for file in target.layout.files)
-    extra = calibration.nbytes if calibration else 0
-    return estimate_needs(tensors, disk, headers, threads, max_ram, extra_nbytes=extra)
+    return estimate_needs(tensors, disk, headers, threads, max_ram, extra_nbytes=extra_nbytes)
 
 
 def _refuse_empty(source: Path, model: ModelInfo) -> None:
@@ -257,7 +276,7 @@ def _refuse_empty(source: Path, model: ModelInfo) -> None:
         )
 
 
-def _refuse_quantized(source: Path, model: ModelInfo) -> None:
+def _refuse_quantized(source: Path, model: ModelInfo, families: Sequence[str]) -> None:
     """Packed codes look like weights: never take them for some, whatever may be left out.
 
     Raises:
@@ -268,8 +287,8 @@ def _refuse_quantized(source: Path, model: ModelInfo) -> None:
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         raise Unsupported(
             f"{str(source)!r} is quantized already (quantization_config in config.json, method "
-            f"{method or 'unknown'!r}), which qconv cannot decode; convert the float checkpoint it "
-            "was made from"
+            f"{method or 'unknown'!r}), which no plugin decodes (those that are decoded: "
+            f"{', '.join(families) or 'none'}); convert the float checkpoint it was made from"
         )
 
 
