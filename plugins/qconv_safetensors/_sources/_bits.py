@@ -57,7 +57,8 @@ def _unpack_dense(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     rows = words.shape[0]
     octets = -(-count // 8)
     stream = torch.zeros((rows, octets * bits + 1), dtype=torch.uint8)
-    data = words.contiguous().view(torch.uint8)[:, : octets * bits]  # little-endian machines only
+    # flat first: a single column may keep a stride that view refuses; little-endian machines only
+    data = words.contiguous().view(-1).view(torch.uint8).view(rows, -1)[:, : octets * bits]
     stream[:, : data.shape[1]] = data
     values = torch.empty((rows, octets, 8), dtype=torch.uint8)
     mask = (1 << bits) - 1

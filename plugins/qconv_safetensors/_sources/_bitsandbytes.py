@@ -191,7 +191,7 @@ def _codes(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """The codes: (rows, columns) uint8. packed: two per byte, of any dtype."""
     import torch
 
-    data = packed.contiguous().view(torch.uint8).reshape(-1)
+    data = packed.contiguous().view(-1).view(torch.uint8)
     return torch.stack((data >> 4, data & 15), dim=1).view(shape)
 
 
