@@ -160,12 +160,19 @@ def _fault(job: Job, grid: Grid, name: str, shape: tuple[int, ...]) -> str:
 def _refusal(scheme: Scheme, faults: Mapping[str, str], weights: Mapping[str, ViewTensor]) -> str:
     first, fault = next(iter(faults.items()))
     others = f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""
-    step = "indivisible=float keeps such tensors in float"
-    if scheme.format not in {"nf4", "fp4"}:
-        columns = {each.shape[1] for each in weights.values()}
-        sizes = [str(size) for size in _SUGGESTED if not any(each % size for each in columns)]
-        step = f"group sizes that suit every tensor: {', '.join([*sizes, 'channel'])}; or {step}"
+    step = f"{_way_out(scheme, weights)}indivisible=float keeps such tensors in float"
     return f"safetensors:{scheme.format}: tensor {first!r}{others}: {fault}; {step}"
+
+
+def _way_out(scheme: Scheme, weights: Mapping[str, ViewTensor]) -> str:
+    """Options that suit every weight, as the start of a sentence."""
+    if scheme.format == "fp8":
+        return "scope=channel suits every tensor; or "
+    if scheme.format in {"nf4", "fp4"}:
+        return ""
+    columns = {each.shape[1] for each in weights.values()}
+    sizes = [str(size) for size in _SUGGESTED if not any(each % size for each in columns)]
+    return f"group sizes that suit every tensor: {', '.join([*sizes, 'channel'])}; or "
 
 
 def _quantized(job: Job, tensor: ViewTensor, grid: Grid, role: Role) -> PlannedTensor:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qconv.errors import Unsupported
 
+from ._roles import sibling_key
+
 if TYPE_CHECKING:
     from qconv.grids import Grid
 
@@ -181,5 +183,6 @@ def _block_faults(shard: _Shard, devices: int) -> Iterator[str]:
     """FP8 blocks of 128 by 128 must end where a split or merged shard does."""
     if devices > 1 and shard.split == "columns" and shard.columns % 128:
         yield f"blocks of 128 columns do not end where its {shard.columns} do"
-    if shard.split == "rows" and shard.rows % 128:
+    joined = sibling_key(shard.name) != shard.name.removesuffix(".weight")
+    if (shard.split == "rows" or joined) and shard.rows % 128:
         yield f"blocks of 128 rows do not end where its {shard.rows} do"

@@ -68,8 +68,9 @@ def _pack_outputs(codes: torch.Tensor) -> torch.Tensor:
         slab = codes[start : start + _SLAB].view(-1, 8, columns)
         nibbles = slab[:, list(_ORDER)]
         pairs = nibbles[:, 0::2] | nibbles[:, 1::2] << 4  # (words, 4, columns): bytes of a word
-        whole = pairs.transpose(1, 2).contiguous().view(torch.int32)[..., 0]  # (words, columns)
-        words[:, start // 8 : (start + _SLAB) // 8] = whole.t()
+        whole = torch.empty((len(pairs), columns, 4), dtype=torch.uint8)
+        whole.copy_(pairs.transpose(1, 2))
+        words[:, start // 8 : (start + _SLAB) // 8] = whole.view(torch.int32)[..., 0].t()
     return words
 
 

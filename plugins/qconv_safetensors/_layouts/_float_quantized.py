@@ -23,11 +23,17 @@ def parts(
     name: str,
     shape: tuple[int, int],
     grid: Grid,
-    activation: ActivationGrid | None,  # noqa: ARG001 -- dynamic: nothing of it is stored
+    activation: ActivationGrid | None,
     dtype: str,  # noqa: ARG001
 ) -> tuple[Part, ...]:
     """``weight`` and ``weight_scale``."""
     floats = _floats(name, grid)
+    size = None if activation is None else activation.group_size
+    if size is not None and shape[1] % size:
+        raise UnsupportedGrid(
+            f"tensor {name!r}: {shape[1]} columns are not a multiple of {size}, the inputs that "
+            "runtimes quantize together; use scope=channel or activations=none"
+        )
     scale, _ = floats.layout(shape)["scale"]
     return (
         Part(suffix="weight", dtype="F8_E4M3", shape=shape, by_rows=True),
