@@ -75,7 +75,9 @@ def check_served(scheme: Scheme, view: HuggingFaceView, grids: Mapping[str, Grid
         for fewer in range(1, devices)
         if next(_faults(scheme, view, grids, fewer), None) is None
     ]
-    way = f"vllm:tp={' or '.join(fitting)} would do" if fitting else "no smaller tp would do"
+    way = "choose other options, or leave serve out"
+    if fitting:
+        way = f"vllm:tp={' or '.join(fitting)} would do"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     raise Unsupported(
         f"safetensors:{scheme.format}: serve=vllm:tp={devices}: {faults[0]}{more}; {way}"

@@ -53,9 +53,7 @@ def unsigned(value: QuantTensor) -> torch.Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    bits=st.integers(2, 8), rows=st.integers(1, 5), columns=st.integers(1, 70), seed=st.integers()
-)
+@given(bits=st.integers(2, 8), rows=st.integers(1, 5), columns=st.integers(1, 70), seed=SEEDS)
 def test_rows_are_packed_bit_by_bit(bits: int, rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=generator)
