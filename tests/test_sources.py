@@ -109,7 +109,7 @@ def test_inspect_shows_the_tensors_that_the_parts_stand_for(tmp_path):
 
 @pytest.mark.usefixtures("toy_packed")
 def test_inspect_shows_what_cannot_be_decoded_as_it_is_stored(tmp_path, monkeypatch):
-    def refuse(self, model):
+    def refuse(self, model, read):
         raise Unsupported("packed in an order nobody decodes")
 
     monkeypatch.setattr(PackedSource, "tensors", refuse)

@@ -67,7 +67,7 @@ FORMATS: dict[str, Callable[[UniformGrid], Grid | None]] = {
 
 
 class PackedSource:
-    def tensors(self, model: ModelInfo) -> Sequence[EncodedTensor]:
+    def tensors(self, model: ModelInfo, read) -> Sequence[EncodedTensor]:
         settings = model.config["quantization_config"]
         found = []
         for name, spec in settings["grids"].items():

@@ -115,7 +115,7 @@ def test_a_quantized_tensor_may_have_the_name_of_its_part(tmp_path):
     held = quantized(torch.randn(4, 32))
 
     class Same(PackedSource):
-        def tensors(self, model):
+        def tensors(self, model, read):
             parts = ("a.weight", "a.scale")
             return [EncodedTensor(name="a.weight", shape=(4, 32), parts=parts, grid=GRID)]
 
@@ -174,7 +174,7 @@ WHOLE = EncodedTensor(name="up.weight", shape=(6, 64), parts=("up.codes", "up.sc
 
 def refused(tmp_path: Path, *tensors: object, match: str, error: type[Exception] = BrokenPlugin):
     class Claiming(PackedSource):
-        def tensors(self, model: ModelInfo):
+        def tensors(self, model: ModelInfo, read):
             return tensors
 
     small_packed(tmp_path)
@@ -200,6 +200,20 @@ def test_two_tensors_of_one_name_or_part_are_the_plugins_fault(tmp_path):
     refused(tmp_path, WHOLE, WHOLE, match="names tensor 'up.weight' twice")
     other = replace(WHOLE, name="down.weight")
     refused(tmp_path, WHOLE, other, match="'up.weight' and 'down.weight' both name part 'up.codes'")
+
+
+def test_a_source_may_read_what_says_what_others_hold(tmp_path):
+    seen = []
+
+    class Reading(PackedSource):
+        def tensors(self, model, read):
+            seen.append(read("norm.weight"))
+            return super().tensors(model, read)
+
+    small_packed(tmp_path)
+    with opened(tmp_path, Reading()) as checkpoint:
+        assert (seen[0].shape, seen[0].dtype) == ((64,), torch.bfloat16)
+        assert len(checkpoint.encoded) == 2
 
 
 def test_what_is_no_tensor_is_the_plugins_fault(tmp_path):
@@ -243,7 +257,7 @@ def test_what_decode_gives_is_checked(tmp_path, result, error, match):
 
 def test_a_source_that_fails_in_tensors_is_named(tmp_path):
     class Failing(PackedSource):
-        def tensors(self, model):
+        def tensors(self, model, read):
             raise KeyError("bits")
 
     small_packed(tmp_path)

@@ -47,7 +47,7 @@ class DecodedCheckpoint:
     """
 
     def __init__(self, stored: FileCheckpoint, source: Source, family: str) -> None:
-        """Look at the quantized tensors, decoding none.
+        """Look at the quantized tensors, decoding none and reading small ones at most.
 
         family: what the source is called, for messages
 
@@ -57,7 +57,7 @@ class DecodedCheckpoint:
         self._stored = stored
         self._source = source
         self._family = family
-        self._encoded = encoded_tensors(source, family, stored.model)
+        self._encoded = encoded_tensors(source, family, stored.model, self._read_whole)
         self._model = _plain(stored.model, self._encoded)
         self._held = Recent(self._decode, keep=_HELD)
         self._whole = Recent(self._dequantize, keep=_WHOLE)

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-def encoded_tensors(source: Source, family: str, model: ModelInfo) -> dict[str, EncodedTensor]:
+def encoded_tensors(
+    source: Source, family: str, model: ModelInfo, read: Callable[[str], torch.Tensor]
+) -> dict[str, EncodedTensor]:
     """The quantized tensors of ``model`` by name, as ``source`` tells them.
 
     family: what the source is called, for messages
+    read: a stored tensor by name
 
     Raises:
         UnreadableInput, Unsupported: what the source has to say of the checkpoint.
@@ -28,7 +31,7 @@ def encoded_tensors(source: Source, family: str, model: ModelInfo) -> dict[str, 
         BrokenPlugin: in words addressed to the plugin's author.
     """
     what = f"source {family!r}"
-    offered = _called(f"{what}: tensors()", lambda: tuple(source.tensors(model)))
+    offered = _called(f"{what}: tensors()", lambda: tuple(source.tensors(model, read)))
     found: dict[str, EncodedTensor] = {}
     claimed: dict[str, str] = {}
     for tensor in offered:
