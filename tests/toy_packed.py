@@ -59,7 +59,6 @@ FORMATS: dict[str, Callable[[UniformGrid], Grid | None]] = {
     "fine": lambda grid: replace(grid, group_size=16),
     "float": lambda grid: None,
     "greedy": lambda grid: grid,
-    "wrong": lambda grid: grid,
 }
 
 
@@ -189,9 +188,8 @@ class PackedBackend:
         if plan.grid is None:
             return [_bytes(value)]
         assert value.grid == plan.grid
-        codes = value.codes.flip(1) if plan.storage == "wrong" else value.codes
         return [
-            _bytes(codes),
+            _bytes(value.codes),
             *(_bytes(value.parameters[part]) for part in PARTS[1:] if part in value.parameters),
         ]
 

@@ -14,7 +14,7 @@ from qconv._version import __version__
 if TYPE_CHECKING:
     from qconv.api import convert, inspect, plan
     from qconv.calibration import Calibrated, Calibration, add_calibrations, calibrate
-    from qconv.conversion import Artifact, Conversion
+    from qconv.conversion import Artifact, Conversion, Transcoding, transcode
     from qconv.inspection import Inspection
     from qconv.planning import Plan, TargetPlan
 
@@ -26,12 +26,14 @@ __all__ = [
     "Inspection",
     "Plan",
     "TargetPlan",
+    "Transcoding",
     "__version__",
     "add_calibrations",
     "calibrate",
     "convert",
     "inspect",
     "plan",
+    "transcode",
 ]
 
 _HOMES = {
@@ -42,11 +44,13 @@ _HOMES = {
     "Inspection": "qconv.inspection",
     "Plan": "qconv.planning",
     "TargetPlan": "qconv.planning",
+    "Transcoding": "qconv.conversion",
     "add_calibrations": "qconv.calibration",
     "calibrate": "qconv.calibration",
     "convert": "qconv.api",
     "inspect": "qconv.api",
     "plan": "qconv.api",
+    "transcode": "qconv.conversion",
 }
 
 

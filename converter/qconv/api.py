@@ -202,16 +202,10 @@ class _Chosen:
 
 
 def _choose(host: Host, request: _Request) -> _Chosen:
-    wanted = [request.to] if isinstance(request.to, str) else list(request.to)
-    if not wanted:
-        raise UsageError("no target given; say what to write, e.g. --to gguf:q4_k_m")
-    if request.threads is not None and request.threads < 1:
-        raise UsageError(
-            f"threads {request.threads}: at least one is needed; leave --threads out for all"
-        )
-    targets = tuple(host.resolve_target(text) for text in wanted)
-    if len({(target.label, str(target.options)) for target in targets}) != len(targets):
-        raise UsageError(f"a target is given twice: {', '.join(wanted)}; name each once")
+    from qconv.planning import chosen_threads
+
+    chosen_threads(request.threads)
+    targets = host.resolve_targets(request.to)
     chain = host.resolve_chain(request.method)
     return _Chosen(
         host=host,
@@ -257,7 +251,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
     """Plan it, and refuse what the caller set limits to."""
     from qconv._sources import plugins_behind
     from qconv.conversion import check_outputs
-    from qconv.planning import build_plan, check_fallbacks, default_threads
+    from qconv.planning import build_plan, check_fallbacks, chosen_threads
 
     host, request, chain = chosen.host, chosen.request, chosen.chain
     specs: list[MethodSpec | BackendSpec] = [step.spec for step in chain.steps]
@@ -274,7 +268,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
             for target, options in chosen.targets
         ],
         allow_unused=request.allow_unused,
-        threads=request.threads or default_threads(),
+        threads=chosen_threads(request.threads),
         max_ram=request.max_ram,
         warnings=checkpoint.warnings,
         plugins=list(dict.fromkeys([*plugins_behind(checkpoint, host), *labels])),

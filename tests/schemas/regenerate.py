@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from qconv.calibration import CalibrationJson, CalibrationMetadata
-from qconv.conversion import ConversionJson
+from qconv.conversion import ConversionJson, TranscodingJson
 from qconv.planning import PlanJson
 from qconv.tensors import QuantTensorMetadata
 
@@ -20,6 +20,7 @@ MODELS: dict[str, type] = {
     "conversion.schema.json": ConversionJson,
     "plan.schema.json": PlanJson,
     "quant-tensor.schema.json": QuantTensorMetadata,
+    "transcoding.schema.json": TranscodingJson,
 }
 
 

@@ -165,6 +165,21 @@ class Host:
             raise UsageError(unknown_target(text, self.backends))
         return make_target(text, spec, self.backends)
 
+    def resolve_targets(self, texts: str | Sequence[str]) -> tuple[Target, ...]:
+        """The targets that ``texts`` mean.
+
+        Raises:
+            UsageError: there are none, one is unknown, or two are the same.
+            BrokenPlugin: the plugin that has a backend is broken.
+        """
+        wanted = [texts] if isinstance(texts, str) else list(texts)
+        if not wanted:
+            raise UsageError("no target given; say what to write, e.g. --to gguf:q4_k_m")
+        targets = tuple(self.resolve_target(text) for text in wanted)
+        if len({(target.label, str(target.options)) for target in targets}) != len(targets):
+            raise UsageError(f"a target is given twice: {', '.join(wanted)}; name each once")
+        return targets
+
     def notify(self, event: Event) -> None:
         """Show ``event`` to every observer. What one raises is logged, once per plugin."""
         for record, observer in self._observers:

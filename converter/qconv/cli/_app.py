@@ -14,6 +14,7 @@ from .convert import convert
 from .inspect import inspect
 from .plan import plan
 from .plugins import plugins
+from .transcode import transcode
 
 #: ``\\b`` keeps the lines of a paragraph of help as they are.
 _EPILOG = """\b
@@ -41,8 +42,11 @@ def build_app() -> typer.Typer:
     app.command("calibrate", epilog=_CALIBRATE, short_help="Keep windows and statistics.")(
         calibrate
     )
+    app.command("transcode", epilog=_TRANSCODE, short_help="Change the format, not the values.")(
+        transcode
+    )
     app.command("inspect", epilog=_INSPECT, short_help="Show what a file holds.")(inspect)
-    app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and formats.")(
+    app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and sources.")(
         plugins
     )
     return app
@@ -82,6 +86,11 @@ Examples:
   qconv calibrate models/smollm2 -o c.safetensors --calibration docs/ --calibration builtin=0.3
   qconv calibrate models/smollm2 -o 1.safetensors --shard 1/2
   qconv calibrate models/smollm2 -o c.safetensors --add 1.safetensors --add 2.safetensors"""
+
+_TRANSCODE = """\b
+Examples:
+  qconv transcode out/smollm2-int4 --to safetensors:gptq -o out
+  qconv transcode out/smollm2-int4 --to safetensors:awq --json"""
 
 _INSPECT = """\b
 Examples:

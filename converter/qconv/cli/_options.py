@@ -134,6 +134,9 @@ AllowUnused = Annotated[
     typer.Option("--allow-unused", help="Leave out tensors the format has no place for."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace artifacts that exist.")]
+NoResume = Annotated[
+    bool, typer.Option("--no-resume", help="Start over, even if an earlier run left a part.")
+]
 Threads = Annotated[
     Optional[int],  # noqa: UP045 - read at run time, also on Python 3.10
     typer.Option("--threads", metavar="N", min=1, help="Workers; by default one per core."),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qconv._host import PluginRecord
-    from qconv.conversion import Conversion
+    from qconv.conversion import Artifact, Conversion, Transcoding
     from qconv.inspection import Inspection, TensorRow, TokenizerSummary
     from qconv.planning import Plan, TargetPlan
 
@@ -121,8 +121,28 @@ def _rows(target: TargetPlan, *, every_tensor: bool) -> Iterable[_Row]:
 
 def render_conversion(conversion: Conversion) -> None:
     """Print what a conversion wrote."""
+    _print_artifacts(conversion.artifacts)
+    weights = sum(artifact.weights for artifact in conversion.artifacts)
+    speed = weights / max(1e-9, conversion.seconds)
+    write_line(f"done in {format_seconds(conversion.seconds)}, {format_count(speed)} weights/s")
+
+
+def render_transcoding(transcoding: Transcoding) -> None:
+    """Print what a transcoding wrote, and what was proven of it."""
+    _print_artifacts(transcoding.artifacts)
+    for artifact, compared, recoded in zip(
+        transcoding.artifacts, transcoding.compared, transcoding.recoded, strict=True
+    ):
+        write_line(
+            f"{artifact.target}: decoded, all {compared} tensors equal the source's "
+            f"({transcoding.family}), {recoded} of them re-coded"
+        )
+    write_line(f"done in {format_seconds(transcoding.seconds)}")
+
+
+def _print_artifacts(artifacts: Iterable[Artifact]) -> None:
     table = _table("target", ">size", ">bits/weight", ">fallback", "types", "file", "SHA-256")
-    for artifact in conversion.artifacts:
+    for artifact in artifacts:
         first: tuple[str, ...] = (
             artifact.target,
             format_bytes(artifact.nbytes),
@@ -134,9 +154,6 @@ def render_conversion(conversion: Conversion) -> None:
             _add_row(table, *first, str(path), f"{digest[:_DIGEST]}...")
             first = ("",) * len(first)
     _print(table)
-    weights = sum(artifact.weights for artifact in conversion.artifacts)
-    speed = weights / max(1e-9, conversion.seconds)
-    write_line(f"done in {format_seconds(conversion.seconds)}, {format_count(speed)} weights/s")
 
 
 def _type_shares(shares: Mapping[str, float]) -> str:

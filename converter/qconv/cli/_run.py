@@ -26,6 +26,9 @@ from ._output import (
     write_json,
 )
 
+#: Commands that write artifacts, and go on where they were interrupted.
+_RESUMING = {DEFAULT, "transcode"}
+
 
 def main() -> NoReturn:
     """The ``qconv`` program."""
@@ -84,7 +87,7 @@ def _invoke(command: object, words: list[str]) -> int:
 def _report(error: BaseException, words: Sequence[str]) -> int:
     if isinstance(error, SystemExit):  # a library's doing: qconv itself never raises it
         error = RuntimeError(f"something called sys.exit({error.code!r})")
-    failure = explain(error, writes=words[:1] == [DEFAULT])
+    failure = explain(error, writes=bool(_RESUMING & set(words[:1])))
     try:
         _tell(failure, error, words)
         _flush()

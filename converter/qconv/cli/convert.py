@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from . import _options as given
 from ._calibration import WINDOW_LENGTH, WINDOWS, chosen_calibration
@@ -35,9 +32,7 @@ def convert(
     force: given.Force = False,
     threads: given.Threads = None,
     max_ram: given.MaxRam = None,
-    no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Start over, even if an earlier run left a part.")
-    ] = False,
+    no_resume: given.NoResume = False,
     quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from qconv.conversion._artifact import Artifact
 from qconv.conversion._blockwise import Passes, Steps
-from qconv.conversion._json import ConversionJson
+from qconv.conversion._json import ConversionJson, TranscodingJson
 from qconv.conversion._outputs import check_outputs
 from qconv.conversion._pipeline import Conversion, run
+from qconv.conversion._transcoding import Transcoding, transcode
 
-__all__ = ["Artifact", "Conversion", "ConversionJson", "Passes", "Steps", "check_outputs", "run"]
+__all__ = [
+    "Artifact",
+    "Conversion",
+    "ConversionJson",
+    "Passes",
+    "Steps",
+    "Transcoding",
+    "TranscodingJson",
+    "check_outputs",
+    "run",
+    "transcode",
+]

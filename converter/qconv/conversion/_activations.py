@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qconv.errors import Unsupported
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def with_activation(
     tensor: QuantTensor, plan: TensorPlan, statistics: Mapping[str, Statistics]
 ) -> QuantTensor:
-    """The tensor with the activation that ``plan`` asks for; the same one when it asks for none.
+    """The tensor with the activation that ``plan`` asks for, and none when it asks for none.
 
     statistics: of inputs, by the source name of the weight
 
@@ -25,10 +24,10 @@ def with_activation(
         Unsupported: a static scale is asked for, and no calibration saw the input.
     """
     grid = plan.activation
-    if grid is None:
+    if tensor.activation == grid:  # also one with static scales that a source held
         return tensor
-    if grid.dynamic:
-        return replace(tensor, activation=grid)
+    if grid is None or grid.dynamic:
+        return tensor.with_activation(grid, {})
     import torch
 
     seen = [statistics[name] for name in plan.sources if name in statistics]
@@ -39,8 +38,4 @@ def with_activation(
             "choose a format with dynamic activations"
         )
     largest = torch.stack([each.abs_max for each in seen]).amax(0)
-    return replace(
-        tensor,
-        activation=grid,
-        activation_parameters=grid.fit_abs_max(largest.to(tensor.device)),
-    )
+    return tensor.with_activation(grid, grid.fit_abs_max(largest.to(tensor.device)))

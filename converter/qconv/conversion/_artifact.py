@@ -111,6 +111,11 @@ class ArtifactWriter:
         """Slabs that an earlier run finished and that are still right."""
         return frozenset(self._done)
 
+    @property
+    def staged(self) -> Path:
+        """Where the artifact lies, named as it will be, until it is sealed."""
+        return self._partial / FILES / self._final.name
+
     def done_nbytes(self) -> int:
         """Bytes of tensor data that an earlier run left."""
         return sum(nbytes for slab in self._done for _, nbytes in self._ranges(slab))
@@ -175,7 +180,7 @@ class ArtifactWriter:
         )
 
     def _rename(self) -> None:
-        staged = self._partial / FILES / self._final.name
+        staged = self.staged
         if not self._final.is_dir() or self._final.is_symlink():
             staged.replace(self._final)
             return

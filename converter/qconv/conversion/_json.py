@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Literal, Optional
 
 from typing_extensions import TypedDict
 
@@ -24,6 +24,18 @@ class ArtifactJson(TypedDict):
     bits_per_weight: float
     fallback_share: float
     type_shares: dict[str, float]
+
+
+class TranscodedJson(ArtifactJson):
+    """A finished artifact of a transcoding.
+
+    tensors_compared: decoded from the artifact and from the source, and found equal
+    tensors_recoded: of them, those that are on another grid than in the source
+    """
+
+    tensors_compared: int
+    tensors_recoded: int
+    all_equal: Literal[True]
 
 
 class CalibratedJson(TypedDict):
@@ -52,3 +64,13 @@ class ConversionJson(TypedDict):
     seconds: float
     warnings: list[str]
     artifacts: list[ArtifactJson]
+
+
+class TranscodingJson(TypedDict):
+    """A finished transcoding. family: of the source; seconds: of the work, without planning."""
+
+    source: str
+    family: str
+    seconds: float
+    warnings: list[str]
+    artifacts: list[TranscodedJson]

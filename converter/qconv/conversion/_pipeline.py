@@ -22,7 +22,7 @@ from qconv.conversion._ahead import (
     workers,
 )
 from qconv.conversion._artifact import ArtifactWriter
-from qconv.conversion._blockwise import Blockwise
+from qconv.conversion._blockwise import Blockwise, Steps
 from qconv.conversion._notes import Notes
 from qconv.conversion._outputs import final_path
 from qconv.conversion._partial import partial_nbytes
@@ -42,17 +42,19 @@ from qconv.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._artifact import Artifact
-    from qconv.conversion._blockwise import Passes, Steps
+    from qconv.conversion._blockwise import Passes
     from qconv.conversion._json import CalibratedJson, ConversionJson
     from qconv.conversion._slabs import Job
-    from qconv.conversion._work import Encoded
+    from qconv.conversion._work import Encoded, Rounding
     from qconv.planning import Plan, TargetPlan
     from qconv.plugin import Event
 
     Observer = Callable[[Event], None]
+    Verify = Callable[[TargetPlan, Path], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +87,20 @@ class Conversion:
 def run(
     plan: Plan,
     checkpoint: Checkpoint,
-    steps: Steps,
+    steps: Steps | Rounding,
     *,
     resume: bool,
     observer: Observer,
     passes: Passes | None = None,
     force: bool = True,
+    verify: Verify | None = None,
 ) -> Conversion:
     """Carry out ``plan``; its outputs must have been checked before.
 
+    steps: of the method chain; or whoever has the codes already, and then there are no ``passes``
     passes: the forward passes that statistics come from; None for a chain that needs none
     force: replace also an output that has appeared since the check
+    verify: raises where the whole artifact of a target, at that path, must not be sealed
 
     Raises:
         OutputExists: an output has appeared since the check, and ``force`` is False.
@@ -119,7 +124,7 @@ def run(
             ]
             notes = Notes()
             artifacts = _Run(
-                plan, checkpoint, steps, passes, writers, observer, notes
+                plan, checkpoint, steps, passes, writers, observer, notes, verify
             ).carried_out()
     except BaseException as error:
         observer(ConversionFailed(error=error))
@@ -141,11 +146,12 @@ class _Run:
 
     plan: Plan
     checkpoint: Checkpoint
-    steps: Steps
+    steps: Steps | Rounding
     passes: Passes | None
     writers: Sequence[ArtifactWriter]
     observer: Observer
     notes: Notes
+    verify: Verify | None
 
     def carried_out(self) -> tuple[Artifact, ...]:
         """Encode and write what is lacking, then seal."""
@@ -162,13 +168,31 @@ class _Run:
             raise
         for writer in self.writers:
             writer.complete()
+        self._verify()
         return tuple(_seal(writer, self.observer) for writer in self.writers)
+
+    def _verify(self) -> None:
+        if self.verify is None:
+            return
+        try:
+            for target, writer in zip(self.plan.targets, self.writers, strict=True):
+                self.verify(target, writer.staged)
+        except (MemoryError, OSError, NotEnoughResources):
+            raise  # another try may do
+        except Exception:
+            for writer in self.writers:
+                writer.discard()
+            raise
 
     def _encoded(self, executor: Executor) -> Iterator[tuple[Job, Encoded]]:
         """Everything that some target lacks, encoded."""
         jobs = make_jobs(self.plan.model, self.plan.targets)
         done = [writer.done for writer in self.writers]
-        if self.passes is not None and self.passes.model is not None:
+        if (
+            isinstance(self.steps, Steps)
+            and self.passes is not None
+            and self.passes.model is not None
+        ):
             blockwise = Blockwise(
                 plan=self.plan,
                 checkpoint=self.checkpoint,
@@ -182,16 +206,22 @@ class _Run:
             )
             yield from blockwise.encoded(jobs)
             return
-        saved = self.passes.saved if self.passes else None
         worker = Worker(
             source=self.checkpoint,
-            rounding=ByRounder(rounder=self.steps.rounder, statistics=saved or {}),
+            rounding=self._rounding(),
             backends=[target.backend for target in self.plan.targets],
             done=done,
         )
         with torch_threads(1):
             slabs = pending_slabs(self.plan, jobs, done)
             yield from encode_ahead(executor, worker, slabs, self.plan.threads)
+
+    def _rounding(self) -> Rounding:
+        """Tensor by tensor, without running the model."""
+        if not isinstance(self.steps, Steps):
+            return self.steps
+        saved = self.passes.saved if self.passes else None
+        return ByRounder(rounder=self.steps.rounder, statistics=saved or {})
 
 
 def _kept_whole(plan: Plan) -> list[str]:

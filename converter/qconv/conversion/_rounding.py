@@ -34,7 +34,7 @@ class ByRounder:
             self.rounder.quantize(rows.source.read_rows(name, 0, count).float(), grid, each)
             for (name, count), each in zip(rows.job.sources, known, strict=True)
         ]
-        return _joined(rows, parts)
+        return joined(rows, parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,10 @@ class Beforehand:
         there = [part for part in parts if part is not None]
         if len(there) != len(parts):
             return self.otherwise.quantize(rows, plan, grid)
-        return _joined(rows, there)
+        return joined(rows, there)
 
 
-def _joined(rows: Rows, parts: list[QuantTensor]) -> QuantTensor:
+def joined(rows: Rows, parts: list[QuantTensor]) -> QuantTensor:
     """Rows ``rows.start:rows.stop`` of the artifact, out of whole source tensors."""
     whole = parts[0] if len(parts) == 1 else QuantTensor.stack(parts)
     order = rows.job.order

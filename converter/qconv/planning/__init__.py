@@ -5,7 +5,7 @@ from __future__ import annotations
 from qconv.planning._borders import matrix_shape
 from qconv.planning._calibrated import CalibrationPlan, group_blocks, plan_calibration
 from qconv.planning._json import PlanJson
-from qconv.planning._needs import Needs, check_disk, default_threads
+from qconv.planning._needs import Needs, check_disk, chosen_threads, default_threads
 from qconv.planning._plan import (
     Plan,
     TargetPlan,
@@ -24,6 +24,7 @@ __all__ = [
     "build_plan",
     "check_disk",
     "check_fallbacks",
+    "chosen_threads",
     "default_threads",
     "group_blocks",
     "matrix_shape",

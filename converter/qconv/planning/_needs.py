@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qconv.errors import NotEnoughResources
+from qconv.errors import NotEnoughResources, UsageError
 from qconv.planning._borders import matrix_shape
 
 if TYPE_CHECKING:
@@ -49,6 +49,17 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def chosen_threads(threads: int | None) -> int:
+    """As many workers as were asked for; None asks for the default.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads}: at least one is needed; leave --threads out for all")
+    return threads or default_threads()
 
 
 def estimate_needs(
