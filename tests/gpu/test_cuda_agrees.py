@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qconv.grids import BlockGrid, Grid, SuperBlockGrid, UniformGrid
+from qconv.grids import BlockGrid, Grid, SuperBlockGrid, UniformGrid, _uniform_fit
 from qconv.kernels import reference, search, uniform
 
 BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
@@ -83,6 +83,7 @@ def as_on(device: str) -> Iterator[None]:
         mock.patch.object(uniform, "dots", uniform.dots_reference),
         mock.patch.object(uniform, "errors", uniform.errors_reference),
         mock.patch.object(uniform, "codes", uniform.codes_reference),
+        mock.patch.object(_uniform_fit, "fit_rows", _uniform_fit.fit_rows_reference),
         DivideAsCuda(),
     ):
         yield

@@ -1,41 +1,50 @@
 """The search for the scales and zero-points of a uniform grid.
 
-Candidates shrink or stretch the range that the codes span. Each is refined once: with the steps
-``q`` it gives, the scale of least error is ``s = sum(h x q) / sum(h q^2)``; ``s`` is rounded to the
-dtype it is stored in, and scored by what matters, ``sum h (x - s q(s))^2``. The first candidate is
-the plain fit to the largest magnitude and a later one must be strictly better, so no group ends up
+Candidates shrink or stretch the range that the codes span. A candidate's steps ``q`` have a scale of
+least error, ``s = sum(h x q) / sum(h q^2)``, and what they then still err, but for a constant, is
+``-sum(h x q)^2 / sum(h q^2)``: one pass over the weights scores a candidate. From coarse to fine:
+
+1. parts of the plain range: both ends, or one of them;
+2. a little to either side of the best one's scale;
+3. with a zero-point, one step to either side of the best one's;
+4. the steps that the best scale of all these gives.
+
+The winner's ``s`` is rounded to the dtype it is stored in, and taken where it errs less than the
+plain fit to the largest magnitude by what matters, ``sum h (x - s q(s))^2``; so no group ends up
 worse than plainly fitted.
 
-The logic is elementwise torch on one value per group, the same on CPU and CUDA; the sums over the
-weights are :mod:`qconv.kernels.uniform`.
+On the CPU groups of one row go through :mod:`qconv.kernels.uniform_search`, which gives the same
+bits. The rest is elementwise torch on one value per group, the same on CPU and CUDA; the sums over
+the weights are :mod:`qconv.kernels.uniform`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-#: Candidate ranges, as parts of the plain range. Measured on language-model and synthetic weights:
-#: nine ratios with both signs come within 0.3 % of the error of 240 candidates at 4 bits, within
-#: 6 % at 8.
-_SYMMETRIC_RATIOS = 9
-#: Fewer here, as three families (both ends, low end, high end) share them.
-_ASYMMETRIC_RATIOS = 7
+    from qconv.kernels.uniform_search import Search
+
+#: Candidate ranges, as parts of the plain range, and for symmetric grids with either sign. Measured
+#: on language-model weights, 4 bits, with and without importance: on the whole as good as twice as
+#: many candidates, each refined before it is scored.
+_SYMMETRIC_RATIOS = 6
+#: Beside the plain range: fewer, as three families (both ends, low end, high end) share them.
+_ASYMMETRIC_RATIOS = 4
+#: How far the finer candidates lie from the best, as a part of the distance between ratios.
+_FINE = 0.375
 #: The smallest ratio worth trying, by bits: the fewer the codes, the more clipping pays.
 _LOWEST_RATIO = {2: 0.45, 3: 0.55, 4: 0.7, 5: 0.8, 6: 0.9, 7: 0.93, 8: 0.95}
 #: Bits up to which the largest ratio is 1.1, above 1.05: full-range grids gain from a range in
 #: which neither end is clipped, which is wider by 1 / 2**(bits - 1).
 _COARSE_BITS = 4
 
-#: Weights per transposed slab: it stays in the second-level cache over all candidates.
-_CPU_SLAB = 1 << 19
-#: On a GPU, few large slabs: about 1 GB of temporaries.
-_GPU_SLAB = 1 << 25
+#: Weights per transposed slab: about 1 GB of temporaries.
+_SLAB = 1 << 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +82,23 @@ def fit_rows(
     weight: (rows, in) float32
     importance: (in,) float32, at most 1
 
-    Peak memory: the weight, one transposed slab, the parameters.
+    Peak memory: the weight, the parameters; where not on the CPU also one transposed slab.
     """
+    from qconv.kernels import uniform_search
+
+    if weight.device.type != "cpu":
+        return fit_rows_reference(weight, importance, groups, rule)
+    return uniform_search.fit(weight.contiguous(), importance, groups, _search_of(rule))
+
+
+def fit_rows_reference(
+    weight: torch.Tensor, importance: torch.Tensor, groups: int, rule: Rule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`fit_rows` computes, in torch, on any device."""
     import torch
 
     rows, columns = weight.shape
-    slab = _CPU_SLAB if weight.device.type == "cpu" else _GPU_SLAB
-    # Whole vectors of rows; 64 is what the kernels sum together.
-    step = max(64, slab // columns // 64 * 64)
+    step = max(1, _SLAB // columns)
     parts = []
     for start in range(0, rows, step):
         transposed = weight[start : start + step].t().contiguous()
@@ -175,19 +193,59 @@ def _exact_sum(values: torch.Tensor) -> torch.Tensor:
     return values.new_tensor([[math.fsum(values.flatten().tolist())]])
 
 
+def _search_of(rule: Rule) -> Search:
+    """The rule as the kernel takes it."""
+    from qconv.kernels.uniform_search import Search
+
+    symmetric = "narrow" if rule.narrow else "symmetric"
+    ratios, fine = _ratios(rule) if rule.search else ((), 0.0)
+    return Search(
+        kind=symmetric if rule.symmetric else "asymmetric",
+        lowest=rule.lowest,
+        highest=rule.highest,
+        scale_dtype=rule.scale_dtype,
+        ratios=ratios,
+        fine=fine,
+    )
+
+
+def _ratios(rule: Rule) -> tuple[tuple[tuple[float, float], ...], float]:
+    """Parts of the low and of the high end to span; and how far the finer candidates are off."""
+    first = _LOWEST_RATIO[rule.bits]
+    last = 1.1 if rule.bits <= _COARSE_BITS else 1.05
+    if rule.symmetric:
+        gap = (last - first) / (_SYMMETRIC_RATIOS - 1)
+        parts = [first + gap * i for i in range(_SYMMETRIC_RATIOS)]
+        signs = (1.0,) if rule.narrow else (1.0, -1.0)
+        return tuple((sign * part, sign * part) for sign in signs for part in parts), _FINE * gap
+    gap = (1.0 - first) / (_ASYMMETRIC_RATIOS - 1)
+    parts = [first + gap * i for i in range(_ASYMMETRIC_RATIOS - 1)] + [last]
+    families = [((part, part), (part, 1.0), (1.0, part)) for part in parts]
+    return ((1.0, 1.0), *(pair for family in families for pair in family)), _FINE * gap
+
+
 def _search(groups: _Groups, rule: Rule) -> Candidate:
     low, high = groups.extremes()
-    best = _plain(low, high, rule)
+    plain = _plain(low, high, rule)
     if not rule.search:
-        return best
-    error = groups.error(best, rule)
-    for candidate in _candidates(best, low, high, rule):
-        best, error = _better(best, error, _refine(candidate, groups, rule), groups, rule)
-    for shift in (0,) if rule.symmetric else (-1, 0, 1):
-        zero = (best.zero + shift).clamp(rule.lowest, rule.highest) if shift else best.zero
-        candidate = _refine(Candidate(scale=best.scale, zero=zero), groups, rule)
-        best, error = _better(best, error, candidate, groups, rule)
-    return best
+        return plain
+    ratios, fine = _ratios(rule)
+    best = _Best.of(plain)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    for low_part, high_part in ratios:
+        if rule.symmetric:
+            candidate = _near(plain.scale, plain.zero, rule, part=low_part)
+        else:
+            candidate = _spanning(low * low_part, high * high_part, rule)
+        best = best.or_better(candidate, groups, rule)
+    raw, zero = best.raw, best.zero
+    for part in (1.0 - fine, 1.0 + fine):
+        best = best.or_better(_near(raw, zero, rule, part=part), groups, rule)
+    scale, zero = best.refined, best.zero
+    for shift in () if rule.symmetric else (-1, 1):
+        best = best.or_better(_near(scale, zero, rule, shift=shift), groups, rule)
+    best = best.or_better(Candidate(scale=best.refined, zero=best.zero), groups, rule)
+    return _less_erring(plain, Candidate(scale=best.refined, zero=best.zero), groups, rule)
 
 
 def _plain(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
@@ -213,43 +271,62 @@ def _spanning(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> Candidate:
     return Candidate(scale=scale, zero=(-low / scale).round().clamp(rule.lowest, rule.highest))
 
 
-def _candidates(
-    plain: Candidate, low: torch.Tensor, high: torch.Tensor, rule: Rule
-) -> Iterator[Candidate]:
-    first = _LOWEST_RATIO[rule.bits]
-    last = 1.1 if rule.bits <= _COARSE_BITS else 1.05
-    count = _SYMMETRIC_RATIOS if rule.symmetric else _ASYMMETRIC_RATIOS
-    ratios = [first + (last - first) * i / (count - 1) for i in range(count)]
-    if rule.symmetric:
-        for sign in (1.0,) if rule.narrow else (1.0, -1.0):
-            for ratio in ratios:
-                scale = _stored(plain.scale * (sign * ratio), rule)
-                yield Candidate(scale=scale, zero=plain.zero)
-        return
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    for ratio in ratios:
-        for low_ratio, high_ratio in ((ratio, ratio), (ratio, 1.0), (1.0, ratio)):
-            yield _spanning(low * low_ratio, high * high_ratio, rule)
+def _near(
+    scale: torch.Tensor, zero: torch.Tensor, rule: Rule, part: float = 1.0, shift: int = 0
+) -> Candidate:
+    """A part of a scale, and a zero-point some steps off."""
+    return Candidate(
+        scale=_stored(scale * part, rule), zero=(zero + shift).clamp(rule.lowest, rule.highest)
+    )
 
 
-def _refine(candidate: Candidate, groups: _Groups, rule: Rule) -> Candidate:
-    """The candidate with the least-squares scale for its steps."""
-    dot, square = groups.dots(candidate, rule)
-    # 0 / 0 where all steps are zero: NaN loses, rightly, as no fit can err more than all zeros.
-    return Candidate(scale=_stored(dot / square, rule), zero=candidate.zero)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Best:
+    """The best candidates so far, one per group, all float32.
+
+    raw, zero: scale and zero-point of the candidate
+    refined: the scale of least error for its steps, as stored
+    score: what it lowers the squared error by
+    """
+
+    raw: torch.Tensor
+    zero: torch.Tensor
+    refined: torch.Tensor
+    score: torch.Tensor
+
+    @classmethod
+    def of(cls, plain: Candidate) -> _Best:
+        import torch
+
+        scale = plain.scale
+        return cls(raw=scale, zero=plain.zero, refined=scale, score=torch.zeros_like(scale))
+
+    def or_better(self, candidate: Candidate, groups: _Groups, rule: Rule) -> _Best:
+        """Per group whichever scores higher; the first one found where they tie."""
+        import torch
+
+        dot, square = groups.dots(candidate, rule)
+        # 0 / 0 where all steps are zero, infinities of weights near the float32 limit: NaN loses.
+        refined = dot / square
+        score = dot * refined
+        wins = score > self.score
+        return _Best(
+            raw=torch.where(wins, candidate.scale, self.raw),
+            zero=torch.where(wins, candidate.zero, self.zero),
+            refined=torch.where(wins, _stored(refined, rule), self.refined),
+            score=torch.where(wins, score, self.score),
+        )
 
 
-def _better(
-    best: Candidate, error: torch.Tensor, candidate: Candidate, groups: _Groups, rule: Rule
-) -> tuple[Candidate, torch.Tensor]:
-    """Per group whichever errs less; the first one found where they tie."""
+def _less_erring(plain: Candidate, other: Candidate, groups: _Groups, rule: Rule) -> Candidate:
+    """Per group whichever errs less; the plain fit where they tie, or where neither is finite."""
     import torch
 
-    other = groups.error(candidate, rule)
-    wins = other < error  # False for NaN, and for the infinities of weights near the float32 limit
-    scale = torch.where(wins, candidate.scale, best.scale)
-    zero = best.zero if rule.symmetric else torch.where(wins, candidate.zero, best.zero)
-    return Candidate(scale=scale, zero=zero), torch.where(wins, other, error)
+    wins = groups.error(other, rule) < groups.error(plain, rule)
+    return Candidate(
+        scale=torch.where(wins, other.scale, plain.scale),
+        zero=torch.where(wins, other.zero, plain.zero),
+    )
 
 
 def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
