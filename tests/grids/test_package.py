@@ -31,6 +31,6 @@ def test_importing_the_package_loads_no_heavy_library():
 def test_an_unknown_family_is_refused_with_those_there_are():
     with pytest.raises(
         UsageError,
-        match="grid family is 'cube'; choose 'block', 'codebook', 'float', 'superblock' or 'uniform'",
+        match="family is 'cube'; choose 'block', 'codebook', 'float', 'superblock' or 'uniform'",
     ):
         package.grid_from_spec({"family": "cube"})

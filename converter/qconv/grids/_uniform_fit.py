@@ -1,8 +1,9 @@
 """The search for the scales and zero-points of a uniform grid.
 
-Candidates shrink or stretch the range that the codes span. A candidate's steps ``q`` have a scale of
-least error, ``s = sum(h x q) / sum(h q^2)``, and what they then still err, but for a constant, is
-``-sum(h x q)^2 / sum(h q^2)``: one pass over the weights scores a candidate. From coarse to fine:
+Candidates shrink or stretch the range that the codes span. A candidate's steps ``q`` have a scale
+of least error, ``s = sum(h x q) / sum(h q^2)``, and what they then still err, but for a constant,
+is ``-sum(h x q)^2 / sum(h q^2)``: one pass over the weights scores a candidate. From coarse to
+fine:
 
 1. parts of the plain range: both ends, or one of them;
 2. a little to either side of the best one's scale;
