@@ -62,17 +62,28 @@ def round_even_steps(
 
 @kernel
 def round_codebook(
-    scale, inverse, offset, book, lowest, target, goal, run, factor, d, codes, error, loss
+    scale,
+    inverse,
+    offset,
+    values,
+    number,
+    bounds,
+    target,
+    goal,
+    run,
+    factor,
+    d,
+    codes,
+    error,
+    loss,
 ):
-    """Round onto ``scale * book[code] + offset``; ``book`` starts at code ``lowest``."""
+    """Round onto ``scale * values[place] + offset``; arguments as in ``_steps.Book``."""
     columns, rows = target.shape
     for start in range(0, rows, _LANES):
         lanes = min(_LANES, rows - start)
         wanted = np.empty(_LANES, np.float32)
         steps = np.empty(_LANES, np.float32)
-        best = np.empty(_LANES, np.float32)
-        nearest = np.empty(_LANES, np.float32)
-        number = np.empty(_LANES, np.int32)
+        place = np.empty(_LANES, np.int32)
         for column in range(columns):
             goals = goal[column, start : start + lanes]
             for lane in range(lanes):
@@ -83,25 +94,21 @@ def round_codebook(
             o = offset[run[column], start : start + lanes]
             for lane in range(lanes):
                 steps[lane] = (wanted[lane] - o[lane]) * inv[lane]
-                best[lane] = np.inf
-                nearest[lane] = book[0]
-                number[lane] = 0
-            for code in range(len(book)):
-                entry = book[code]
+                place[lane] = 0
+            half = np.int32((len(bounds) + 1) // 2)
+            while half > 0:
                 for lane in range(lanes):
-                    gap = abs(steps[lane] - entry)
-                    closer = gap < best[lane]
-                    best[lane] = gap if closer else best[lane]
-                    nearest[lane] = entry if closer else nearest[lane]
-                    number[lane] = code if closer else number[lane]
+                    above = steps[lane] > bounds[place[lane] + half - 1]
+                    place[lane] += half if above else 0
+                half = np.int32(half // 2)
             w = target[column, start : start + lanes]
             e = error[column, start : start + lanes]
             c = codes[column, start : start + lanes]
             total = loss[start : start + lanes]
             weight = d[column]
             for lane in range(lanes):
-                value = s[lane] * nearest[lane] + o[lane]
-                c[lane] = number[lane] + lowest
+                value = s[lane] * values[place[lane]] + o[lane]
+                c[lane] = number[place[lane]]
                 e[lane] = value - w[lane]
                 miss = value - wanted[lane]
                 total[lane] += weight * (miss * miss)

@@ -105,11 +105,14 @@ def _round_batch(batch: Batch, steps: Steps) -> None:
         ends = np.float32(steps.lowest), np.float32(steps.highest)
         _kernels.round_even_steps(*of_steps, *ends, *arrays)
     else:
-        _kernels.round_codebook(*of_steps, steps.book.numpy(), steps.lowest, *arrays)
+        book = [each.numpy() for each in (steps.book.values, steps.book.codes, steps.book.bounds)]
+        _kernels.round_codebook(*of_steps, *book, *arrays)
 
 
 def round_batch_reference(batch: Batch, steps: Steps) -> None:
     """What the kernels do, in torch, on any device."""
+    import torch
+
     scale, inverse, offset = (
         each[batch.run] for each in (steps.scale, steps.inverse, steps.offset)
     )
@@ -120,9 +123,9 @@ def round_batch_reference(batch: Batch, steps: Steps) -> None:
             step = step.clamp(steps.lowest, steps.highest).round()
             batch.codes[i] = step.to(steps.dtype)
         else:
-            code = (step[:, None] - steps.book).abs().argmin(dim=1)
-            step = steps.book[code]
-            batch.codes[i] = (code + steps.lowest).to(steps.dtype)
+            place = torch.bucketize(step, steps.book.bounds)
+            step = steps.book.values[place]
+            batch.codes[i] = steps.book.codes[place].to(steps.dtype)
         value = scale[i] * step + offset[i]
         batch.error[i] = value - batch.target[i]
         batch.loss.add_(batch.d[i] * (value - wanted[i]).square())

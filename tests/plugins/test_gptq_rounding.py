@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qconv.grids import BlockGrid, ColumnGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import (
+    BlockGrid,
+    CodebookGrid,
+    FloatGrid,
+    SuperBlockGrid,
+    UniformGrid,
+)
 from qconv_gptq import _rounding
 from qconv_gptq._rounding import round_columns
-from qconv_gptq._steps import Steps, steps_of
+from qconv_gptq._steps import Book, Steps, steps_of
 
 GRIDS = [
     UniformGrid(bits=4, symmetric=True, group_size=64),
@@ -17,25 +23,13 @@ GRIDS = [
     BlockGrid(type="q4_1"),
     SuperBlockGrid(type="q4_k"),
     SuperBlockGrid(type="q6_k"),
+    CodebookGrid(codebook="nf4"),
+    CodebookGrid(codebook="fp4", double_quant=True),
+    FloatGrid(scope="tensor"),
+    FloatGrid(scope="channel"),
+    FloatGrid(scope="block", block=(32, 64)),
+    FloatGrid(scope="block", block=(40, 50)),
 ]
-
-
-class Codebook:
-    """A grid of 16 uneven values per row, as NF4 is; only what rounding asks for."""
-
-    book = torch.tensor([-1, -0.7, -0.5, -0.4, -0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.6,
-                         0.7, 1.0])  # fmt: skip
-
-    def column_run(self, columns: int) -> int:
-        return columns
-
-    def layout(self, shape):
-        return {"codes": (shape, "uint8")}
-
-    def column(self, parameters, index: int) -> ColumnGrid:
-        scale = parameters["scale"][:, 0]
-        offset = torch.zeros_like(scale)
-        return ColumnGrid(scale=scale, offset=offset, lowest=0, highest=15, codebook=self.book)
 
 
 def problem(rows: int, columns: int):
@@ -56,7 +50,7 @@ def both(steps: Steps, w, place, upper, d, monkeypatch):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
 def test_the_kernel_is_the_reference(grid, monkeypatch):
-    columns = max(64, grid.columns(96))
+    columns = max(64, grid.columns(64))
     w, place, upper, d = problem(70, columns)
     steps = steps_of(grid, grid.fit(w), (70, columns))
     compiled, reference = both(steps, w, place, upper, d, monkeypatch)
@@ -64,17 +58,35 @@ def test_the_kernel_is_the_reference(grid, monkeypatch):
     assert torch.equal(compiled.loss, reference.loss)
 
 
-def test_the_kernel_for_codebooks_is_the_reference(monkeypatch):
-    w, place, upper, d = problem(70, 96)
-    grid = Codebook()
-    steps = steps_of(grid, {"scale": w.abs().amax(dim=1, keepdim=True)}, (70, 96))
-    compiled, reference = both(steps, w, place, upper, d, monkeypatch)
-    assert torch.equal(compiled.codes, reference.codes)
-    assert torch.equal(compiled.loss, reference.loss)
+def test_a_book_has_every_value_once_in_order_and_no_code_that_is_nan():
+    float_column = FloatGrid(scope="tensor").column({"scale": torch.ones(1, 1)}, 0)
+    book = Book.of(float_column.codebook, 0)
+    assert len(book.values) == 253
+    assert bool((book.values.diff() > 0).all())
+    assert len(book.bounds) == 255
+    assert not {0x7F, 0xFF, 0x80} & set(book.codes.tolist())  # two NaNs, and minus zero
+    four_bits = Book.of(CodebookGrid(codebook="fp4").table(), 0)
+    assert (len(four_bits.values), len(four_bits.bounds)) == (15, 15)
+    assert four_bits.codes.tolist() == [11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3]
 
 
-def test_without_feedback_it_is_the_nearest_code():
-    grid = UniformGrid(bits=4, symmetric=False, group_size=64)
+def test_codes_start_where_the_grid_says():
+    book = Book.of(torch.tensor([3.0, 1.0, 2.0]), -1)
+    assert book.values.tolist() == [1, 2, 3]
+    assert book.codes.tolist() == [0, 1, -1]
+    assert book.bounds.tolist() == [1.5, 2.5, float("inf")]
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        UniformGrid(bits=4, symmetric=False, group_size=64),
+        CodebookGrid(codebook="fp4"),
+        FloatGrid(scope="block", block=(4, 50)),
+    ],
+    ids=lambda grid: grid.name,
+)
+def test_without_feedback_it_is_the_nearest_code(grid):
     w, place, _, d = problem(9, 64)
     parameters = grid.fit(w)
     steps = steps_of(grid, parameters, (9, 64))
