@@ -15,8 +15,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qconv.grids import BlockGrid, Grid, SuperBlockGrid, UniformGrid, _uniform_fit
-from qconv.kernels import reference, search, uniform
+from qconv.grids import (
+    BlockGrid,
+    CodebookGrid,
+    FloatGrid,
+    Grid,
+    SuperBlockGrid,
+    UniformGrid,
+    _uniform_fit,
+)
+from qconv.kernels import codebook, reference, search, uniform
 
 BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 SUPER_BLOCKS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
@@ -36,6 +44,12 @@ GRIDS: dict[str, Grid] = {
     "int8 per tensor": UniformGrid(
         bits=8, symmetric=True, group_size="tensor", scale_dtype="float32"
     ),
+    "nf4": CodebookGrid(codebook="nf4"),
+    "fp4 double": CodebookGrid(codebook="fp4", block_size=128, double_quant=True),
+    "nf4 of bitsandbytes": CodebookGrid(codebook="nf4", double_quant=True, search="absmax"),
+    "fp8 per tensor": FloatGrid(scope="tensor"),
+    "fp8 per channel": FloatGrid(scope="channel", search="search", scale_dtype="bfloat16"),
+    "fp8 per block": FloatGrid(scope="block", block=(20, 100), search="search"),
     "uint8 by absmax": UniformGrid(
         bits=8, symmetric=False, group_size="channel", search="absmax", scale_dtype="float32"
     ),
@@ -83,6 +97,9 @@ def as_on(device: str) -> Iterator[None]:
         mock.patch.object(uniform, "dots", uniform.dots_reference),
         mock.patch.object(uniform, "errors", uniform.errors_reference),
         mock.patch.object(uniform, "codes", uniform.codes_reference),
+        mock.patch.object(codebook, "dots", codebook.dots_reference),
+        mock.patch.object(codebook, "errors", codebook.errors_reference),
+        mock.patch.object(codebook, "codes", codebook.codes_reference),
         mock.patch.object(_uniform_fit, "fit_rows", _uniform_fit.fit_rows_reference),
         DivideAsCuda(),
     ):

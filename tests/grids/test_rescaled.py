@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import BlockGrid, CodebookGrid, FloatGrid, SuperBlockGrid, UniformGrid
 
 GRIDS = [
     UniformGrid(bits=4, symmetric=True, group_size=64),
     UniformGrid(bits=4, symmetric=False, group_size=32, scale_dtype="bfloat16"),
     UniformGrid(bits=8, symmetric=True, group_size="channel", scale_dtype="float32"),
     UniformGrid(bits=3, symmetric=False, group_size="tensor"),
+    CodebookGrid(codebook="nf4", search="absmax"),
+    CodebookGrid(codebook="nf4", double_quant=True),
+    FloatGrid(scope="tensor", scale_dtype="float16"),
+    FloatGrid(scope="channel", scale_dtype="bfloat16"),
+    FloatGrid(scope="block"),
     *(BlockGrid(type=type_) for type_ in ("q4_0", "q4_1", "q8_0")),
     *(SuperBlockGrid(type=type_) for type_ in ("q2_k", "q3_k", "q4_k", "q6_k")),
 ]

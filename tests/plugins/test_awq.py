@@ -22,7 +22,7 @@ from plugins.rescaling import (
     weight,
 )
 from qconv.errors import Unsupported, UsageError
-from qconv.grids import SuperBlockGrid, UniformGrid
+from qconv.grids import CodebookGrid, FloatGrid, SuperBlockGrid, UniformGrid
 from qconv.plugin import API_VERSION
 from qconv.testing import check_plugin
 
@@ -45,6 +45,8 @@ GRIDS = [
     UniformGrid(bits=3, symmetric=True, group_size="channel"),
     UniformGrid(bits=4, symmetric=True, group_size="tensor"),
     SuperBlockGrid(type="q4_k"),
+    CodebookGrid(codebook="nf4"),
+    CodebookGrid(codebook="fp4", double_quant=True),
 ]
 
 
@@ -56,6 +58,14 @@ def test_outliers_of_the_input_gain_on_every_grid(grid):
     scales = awq(rows="all").scales(given)
     assert usable(scales)
     assert output_error(given, scales) < 0.99 * output_error(given, None)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "channel", "block"])
+def test_floats_gain_nothing_much_and_lose_nothing(scope):
+    given = fold(consumer(grid=FloatGrid(scope=scope), weight=weight(48, 256),
+                          statistics=statistics(inputs(256))))  # fmt: skip
+    scales = awq(rows="all").scales(given)
+    assert output_error(given, scales) <= output_error(given, None)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -12,7 +12,7 @@ import torch
 
 import qconv_gptq
 from qconv.errors import Unsupported, UnsupportedGrid, UsageError
-from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import BlockGrid, CodebookGrid, FloatGrid, SuperBlockGrid, UniformGrid
 from qconv.plugin import API_VERSION
 from qconv.statistics import Statistics, StatisticsSum
 from qconv.testing import check_plugin, check_rounder
@@ -30,6 +30,12 @@ GRIDS = [
     *(BlockGrid(type=each) for each in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
     *(SuperBlockGrid(type=each) for each in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")),
     SuperBlockGrid(type="q4_k", search="ggml"),
+    CodebookGrid(codebook="nf4"),
+    CodebookGrid(codebook="fp4", double_quant=True),
+    FloatGrid(scope="tensor"),
+    FloatGrid(scope="channel", search="search", scale_dtype="bfloat16"),
+    FloatGrid(scope="block", block=(16, 128)),
+    FloatGrid(scope="block", block=(16, 100)),
 ]
 
 

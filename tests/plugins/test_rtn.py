@@ -8,9 +8,10 @@ import sys
 import torch
 
 import qconv_rtn
-from qconv.grids import UniformGrid
+from qconv.grids import CodebookGrid, FloatGrid, UniformGrid
 from qconv.plugin import API_VERSION, MethodSpec
 from qconv.statistics import StatisticsSum
+from qconv.testing import check_rounder
 
 GRID = UniformGrid(bits=4, symmetric=True, group_size=16)
 
@@ -39,6 +40,16 @@ def test_it_takes_the_grids_own_fit_and_nearest_codes():
     assert tensor.grid == GRID
     assert torch.equal(tensor.codes, codes)
     assert torch.equal(tensor.parameters["scale"], parameters["scale"])
+
+
+def test_it_conforms_on_every_family():
+    grids = [
+        GRID,
+        CodebookGrid(codebook="nf4"),
+        CodebookGrid(codebook="fp4", double_quant=True),
+        *(FloatGrid(scope=scope, search="search") for scope in ("tensor", "channel", "block")),
+    ]
+    check_rounder(rounder().__class__, grids, streams=True)
 
 
 def test_slabs_of_rows_give_what_the_whole_gives():

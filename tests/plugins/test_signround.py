@@ -11,7 +11,7 @@ from signround_block import TinyBlock
 
 import qconv_signround
 from qconv.errors import Unsupported, UsageError
-from qconv.grids import BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import BlockGrid, CodebookGrid, FloatGrid, SuperBlockGrid, UniformGrid
 from qconv.plugin import API_VERSION, MethodSpec
 from qconv.tensors import QuantTensor
 from qconv.testing import check_plugin
@@ -24,6 +24,14 @@ GRIDS = [
     UniformGrid(bits=4, symmetric=False, group_size="tensor"),
     *(BlockGrid(type=type_) for type_ in ("q4_0", "q4_1", "q5_0")),
     *(SuperBlockGrid(type=type_) for type_ in ("q2_k", "q3_k", "q4_k")),
+    CodebookGrid(codebook="nf4"),
+    CodebookGrid(codebook="fp4", double_quant=True),
+]
+FLOATS = [
+    FloatGrid(scope="tensor"),
+    FloatGrid(scope="channel"),
+    FloatGrid(scope="block"),
+    FloatGrid(scope="block", block=(100, 60)),
 ]
 
 
@@ -67,6 +75,16 @@ def test_it_errs_much_less_than_round_to_nearest_on_any_grid(grid):
     assert learned.keys() == block.weights.keys()
     assert all(tensor.grid == grid for tensor in learned.values())
     assert block.loss(learned) < 0.8 * block.loss(nearest(block, grid, statistics))
+
+
+@pytest.mark.parametrize("grid", FLOATS, ids=lambda grid: grid.name)
+def test_on_floats_it_is_no_worse_than_round_to_nearest(grid):
+    block = TinyBlock(windows=2)
+    statistics = block.statistics()
+    learned = method(iterations="8", batch="1").quantize_block(
+        block, everywhere(block, grid), statistics
+    )
+    assert block.loss(learned) <= block.loss(nearest(block, grid, statistics))
 
 
 def test_a_second_call_gives_the_same_codes_and_another_block_name_others():

@@ -22,7 +22,7 @@ from plugins.rescaling import (
     weight,
 )
 from qconv.errors import UsageError
-from qconv.grids import ActivationGrid, UniformGrid
+from qconv.grids import ActivationGrid, CodebookGrid, FloatGrid, UniformGrid
 from qconv.plugin import API_VERSION
 from qconv.testing import check_plugin
 
@@ -68,6 +68,21 @@ def test_outliers_of_the_input_gain_in_integer_arithmetic(activation):
     scales = smoothquant().scales(given)
     assert usable(scales)
     assert product_error(given, scales) < 0.5 * product_error(given, None)
+
+
+@pytest.mark.parametrize(
+    ("grid", "activation"),
+    [
+        (FloatGrid(scope="channel"), ActivationGrid(kind="float")),
+        (FloatGrid(scope="tensor"), ActivationGrid(kind="float", scope="tensor", dynamic=False)),
+        (FloatGrid(scope="block"), ActivationGrid(kind="float", scope="group", group_size=16)),
+        (CodebookGrid(codebook="nf4", block_size=32), None),
+    ],
+    ids=["channel", "tensor", "block", "nf4"],
+)
+def test_floats_and_codebooks_never_lose(grid, activation):
+    given = fold(consumer("q_proj", grid, activation or TOKEN))
+    assert product_error(given, smoothquant().scales(given)) <= product_error(given, None)
 
 
 @pytest.mark.parametrize("seed", range(5))

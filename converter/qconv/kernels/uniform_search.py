@@ -20,8 +20,8 @@ from .uniform import RUN, arrays
 
 __all__ = ["Search", "fit"]
 
-#: Rows side by side: a tile of 64 columns is 16 KiB, half a first-level cache. Measured: 32 rows are
-#: slower by an eighth.
+#: Rows side by side: a tile of 64 columns is 16 KiB, half a first-level cache. Measured: 32 rows
+#: are slower by an eighth.
 _LANES = 64
 
 _ZERO = np.float32(0.0)
