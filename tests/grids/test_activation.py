@@ -21,6 +21,15 @@ ALL = [
     ActivationGrid(symmetric=False),
     ActivationGrid(bits=4),
     ActivationGrid(bits=2, symmetric=False, scope="tensor", dynamic=False),
+    ActivationGrid(scope="group", group_size=8),
+    ActivationGrid(symmetric=False, scope="group", group_size=8),
+]
+FLOAT = ActivationGrid(kind="float")
+FLOATS = [
+    FLOAT,
+    ActivationGrid(kind="float", scope="tensor"),
+    ActivationGrid(kind="float", scope="tensor", dynamic=False),
+    ActivationGrid(kind="float", scope="group", group_size=8),
 ]
 
 
@@ -28,13 +37,14 @@ def rows(seed: int = 0) -> torch.Tensor:
     return torch.randn(5, 24, generator=torch.Generator().manual_seed(seed)) + 0.3
 
 
-@pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+@pytest.mark.parametrize("grid", ALL + FLOATS, ids=lambda grid: grid.name)
 def test_a_spec_gives_the_grid_back(grid):
     assert ActivationGrid.from_spec(grid.spec()) == grid
 
 
 def test_names_tell_grids_apart():
-    assert len({grid.name for grid in ALL}) == len(ALL)
+    assert len({grid.name for grid in ALL + FLOATS}) == len(ALL + FLOATS)
+    assert (FLOAT.name, FLOATS[3].name) == ("fp8_token", "fp8_g8")
     assert (TOKEN.name, STATIC.name) == ("int8_token", "int8_tensor_static")
 
 
@@ -44,10 +54,12 @@ def test_values_come_back_within_half_a_step(grid):
     parameters = grid.fit(x)
     error = (grid.fake_quantize(x, parameters) - x).abs()
     # Zero-points are whole numbers, which may push the farther end out by half a step.
-    assert bool((error <= parameters["scale"] * (0.501 if grid.symmetric else 1.001)).all())
+    scale = parameters["scale"]
+    scale = scale.repeat_interleave(8, 1) if grid.scope == "group" else scale
+    assert bool((error <= scale * (0.501 if grid.symmetric else 1.001)).all())
 
 
-@pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+@pytest.mark.parametrize("grid", ALL + FLOATS, ids=lambda grid: grid.name)
 def test_codes_stay_in_range_and_zero_stays_zero(grid):
     x = rows()
     x[2] = 0.0
@@ -100,9 +112,10 @@ def test_static_parameters_come_from_calibration():
 
 
 def test_extreme_inputs_keep_scales_positive_and_finite():
-    large, small = torch.tensor([[3e38, -1e38]]), torch.tensor([[1e-45, 0.0]])
+    large = torch.tensor([[3e38, -1e38] * 4])
+    small = torch.tensor([[1e-45, 0.0] * 4])
     for grid in ALL:
-        for x in (large, small, torch.zeros(1, 2)):
+        for x in (large, small, torch.zeros(1, 8)):
             scale = grid.fit(x)["scale"]
             assert 0 < float(scale) < float("inf")
             assert bool(torch.isfinite(grid.fake_quantize(x)).all())
@@ -139,9 +152,79 @@ def test_a_static_zero_point_needs_more_than_magnitudes():
         ({"dynamic": 1}, "dynamic is 1; choose true or false"),
         ({"scope": "row"}, "scope is 'row'; choose token or tensor or group"),
         ({"dynamic": False}, "a scale per token cannot be static"),
-        ({"group": 3}, "options are bits, symmetric, scope, dynamic"),
+        ({"group": 3}, "options are bits, symmetric, scope, dynamic, kind, group_size"),
+        ({"kind": "fp8"}, "kind is 'fp8'; choose int or float"),
+        ({"kind": "float", "bits": 4}, "a float has 8 bits and no zero-point, but bits is 4"),
+        ({"kind": "float", "symmetric": False}, "and symmetric False; leave them out or set kind"),
+        ({"scope": "group"}, "scope is 'group' and group_size None; scope 'group' needs"),
+        ({"group_size": 8}, "scope is 'token' and group_size 8; .* the others take none"),
+        ({"scope": "group", "group_size": 0}, "group_size is 0; choose a positive number"),
+        ({"scope": "group", "group_size": 8, "dynamic": False}, "scale per group cannot be static"),
     ],
 )
 def test_odd_options_are_refused(options, text):
     with pytest.raises(UsageError, match=text):
         ActivationGrid.from_spec(options)
+
+
+# --- floats and groups ----------------------------------------------------------------------------
+
+
+def test_a_float_is_the_nearest_fp8_value_under_absmax_over_448():
+    x = rows()
+    scale = x.abs().amax(1, keepdim=True) / torch.tensor(448.0)
+    parameters = FLOAT.fit(x)
+    assert torch.equal(parameters["scale"], scale)
+    codes = FLOAT.round(x, parameters)
+    assert codes.dtype == torch.uint8
+    assert torch.equal(
+        codes, (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    )
+    assert torch.equal(
+        FLOAT.decode(codes, parameters), codes.view(torch.float8_e4m3fn).float() * scale
+    )
+
+
+@pytest.mark.parametrize("grid", FLOATS, ids=lambda grid: grid.name)
+def test_floats_come_back_within_a_sixteenth(grid):
+    x = rows()
+    error = (grid.fake_quantize(x) - x).abs()
+    # Half a step of three bits of mantissa; below 2**-6 steps are 2**-9.
+    assert bool((error <= x.abs() / 16 + x.abs().max() / 448 * 2**-10).all())
+
+
+@pytest.mark.parametrize("grid", FLOATS, ids=lambda grid: grid.name)
+def test_float_codes_are_never_nan(grid):
+    x = rows()
+    codes = grid.round(x * 1e6, grid.fit(x))
+    assert not ((codes & 0x7F) == 0x7F).any()
+    large, small = torch.full((1, 8), 3e38), torch.full((1, 8), 1e-45)
+    for extreme in (large, -large, small, 0 * small):
+        assert bool(torch.isfinite(grid.fake_quantize(extreme)).all())
+
+
+def test_static_floats_come_from_calibration():
+    grid, x = FLOATS[2], rows()
+    parameters = grid.fit_abs_max(x.abs().amax(0))
+    assert parameters["scale"].shape == grid.layout()["scale"][0] == (1,)
+    assert torch.equal(parameters["scale"], grid.fit(x)["scale"])
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_a_group_is_a_token_of_its_own(kind):
+    grid = ActivationGrid(kind=kind, scope="group", group_size=8)
+    token = ActivationGrid(kind=kind)
+    x = rows()
+    parameters = grid.fit(x)
+    assert parameters["scale"].shape == (5, 3)
+    alone = torch.cat([token.fake_quantize(part) for part in x.split(8, dim=1)], dim=1)
+    assert torch.equal(grid.fake_quantize(x), alone)
+    assert grid.fit_abs_max(x.abs().amax(0)) == grid.layout() == {}
+
+
+def test_groups_must_divide_the_input():
+    grid = ActivationGrid(kind="float", scope="group", group_size=7)
+    with pytest.raises(
+        UnsupportedGrid, match="fp8_g7: an input of 24 columns is not a multiple of"
+    ):
+        grid.fit(rows())

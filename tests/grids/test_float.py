@@ -311,7 +311,8 @@ def test_it_errs_less_than_a_tenth_of_what_four_bits_do():
     [
         ({"scope": "group"}, "scope is 'group'; choose tensor or channel or block"),
         ({"scope": "block", "block": [128]}, r"block is \[128\]; choose \[rows, columns\]"),
-        ({"scope": "block", "block": [0, 8]}, r"block is \[0, 8\]; choose two positive whole num"),
+        ({"scope": "block", "block": [0, 8]}, r"block is \[0, 8\]; choose two whole numbers fr"),
+        ({"scope": "block", "block": [8, 2**60]}, "choose two whole numbers from 1 to 65536"),
         ({"scope": "channel", "block": [8, 8]}, "but scope is 'channel'; leave block out"),
         ({"scope": "tensor", "scale_dtype": "int8"}, "scale_dtype is 'int8'; choose float16 or"),
         ({"scope": "tensor", "search": "mse"}, "search is 'mse'; choose search or absmax"),

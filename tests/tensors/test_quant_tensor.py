@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconv.errors import UnsupportedGrid, UsageError
-from qconv.grids import ActivationGrid, BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import (
+    ActivationGrid,
+    BlockGrid,
+    CodebookGrid,
+    FloatGrid,
+    SuperBlockGrid,
+    UniformGrid,
+)
 from qconv.tensors import QuantTensor
 
 INT4 = UniformGrid(bits=4, symmetric=True, group_size=16)
@@ -28,7 +35,11 @@ def quantized(grid=UINT4, rows: int = 12, columns: int = 32, seed: int = 0) -> Q
 @st.composite
 def tensors(draw) -> QuantTensor:
     rows, seed = draw(st.integers(1, 9)), draw(st.integers(0, 99))
-    family = draw(st.sampled_from(["uniform", "uniform", "block", "superblock"]))
+    family = draw(st.sampled_from(["uniform", "uniform", "block", "superblock", "float", "nf4"]))
+    if family == "float":
+        return quantized(FloatGrid(scope="channel"), rows, 48, seed)
+    if family == "nf4":
+        return quantized(CodebookGrid(codebook="nf4"), rows, 128, seed)
     if family == "block":
         kind = draw(st.sampled_from(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]))
         return quantized(BlockGrid(type=kind, search="ggml"), rows, 64, seed)
@@ -173,14 +184,24 @@ def test_parts_on_two_devices_are_refused():
         rebuilt(quantized(), scale=torch.ones(12, 2, dtype=torch.float16, device="meta"))
 
 
-def test_rows_that_share_parameters_stay_together():
-    tensor = quantized(WHOLE)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        WHOLE,
+        FloatGrid(scope="tensor"),
+        FloatGrid(scope="block"),
+        CodebookGrid(codebook="nf4", block_size=32, double_quant=True),
+    ],
+    ids=lambda grid: grid.name,
+)
+def test_rows_that_share_parameters_stay_together(grid):
+    tensor = quantized(grid)
     for call in (
         lambda: tensor.take_rows([0]),
         lambda: tensor.split_rows([12]),
         lambda: QuantTensor.stack([tensor, tensor]),
     ):
-        with pytest.raises(UnsupportedGrid, match="int8_tensor: rows share parameters, so they"):
+        with pytest.raises(UnsupportedGrid, match=f"{grid.name}: rows share parameters, so they"):
             call()
 
 

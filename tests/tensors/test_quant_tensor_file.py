@@ -12,7 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qconv.errors import UnreadableInput
-from qconv.grids import ActivationGrid, BlockGrid, SuperBlockGrid, UniformGrid
+from qconv.grids import (
+    ActivationGrid,
+    BlockGrid,
+    CodebookGrid,
+    FloatGrid,
+    SuperBlockGrid,
+    UniformGrid,
+)
 from qconv.tensors import QuantTensor, load_quant_tensors, save_quant_tensors
 
 GRIDS = [
@@ -20,6 +27,11 @@ GRIDS = [
     UniformGrid(bits=3, symmetric=False, group_size=32, scale_dtype="bfloat16"),
     UniformGrid(bits=8, symmetric=True, narrow=True, group_size="channel", scale_dtype="float32"),
     UniformGrid(bits=8, symmetric=False, group_size="tensor", search="absmax"),
+    FloatGrid(scope="tensor"),
+    FloatGrid(scope="channel", scale_dtype="bfloat16"),
+    FloatGrid(scope="block", block=(4, 24)),
+    CodebookGrid(codebook="nf4", block_size=32, search="absmax"),
+    CodebookGrid(codebook="fp4", block_size=32, double_quant=True),
     *(BlockGrid(type=kind, search="ggml") for kind in ("q4_0", "q5_1", "q8_0")),
     *(SuperBlockGrid(type=kind, search="ggml") for kind in ("q2_k", "q3_k", "q4_k", "q6_k")),
 ]
@@ -184,13 +196,15 @@ def test_a_grid_that_does_not_exist_or_fit_is_refused(tmp_path, change):
 
 @given(
     spec=st.dictionaries(
-        st.sampled_from(["family", "bits", "symmetric", "group_size", "scale_dtype", "type"]),
+        st.sampled_from(
+            ["family", "bits", "group_size", "scale_dtype", "scope", "block", "codebook"]
+        ),
         st.one_of(
             st.none(),
             st.booleans(),
             st.integers(-300, 300),
             st.floats(allow_nan=False, allow_infinity=False),
-            st.sampled_from(["uniform", "block", "superblock", "float16", "channel", ""]),
+            st.sampled_from(["uniform", "float", "codebook", "float16", "channel", "block", "nf4"]),
             st.lists(st.integers(), max_size=2),
             st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
         ),
@@ -237,6 +251,23 @@ def test_codes_beyond_the_grid_are_refused(tmp_path):
         load_quant_tensors(path)["w"]
 
 
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_float_codes_that_are_no_number_are_refused(tmp_path, code):
+    saved(tmp_path / "t", w=quantized(FloatGrid(scope="channel")))
+    path = retold(tmp_path / "t", **{"w:codes": torch.full((6, 32), code, dtype=torch.uint8)})
+    with pytest.raises(UnreadableInput, match="'w' has code(s from 255 to 255| 127, which is NaN)"):
+        load_quant_tensors(path)["w"]
+
+
+@pytest.mark.parametrize("part", ["nested_absmax", "nested_offset"])
+def test_nested_scales_that_are_not_finite_are_refused(tmp_path, part):
+    grid = CodebookGrid(codebook="nf4", block_size=32, double_quant=True)
+    saved(tmp_path / "t", w=quantized(grid))
+    path = retold(tmp_path / "t", **{f"w:{part}": torch.tensor([float("nan")])})
+    with pytest.raises(UnreadableInput, match=f"'w' has a {part} that is not finite"):
+        load_quant_tensors(path)["w"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_scales_that_are_not_finite_are_refused(tmp_path, value):
     path = tampered(tmp_path / "t", **{"w:scale": torch.full((6, 2), value).half()})
@@ -261,15 +292,27 @@ def test_grids_of_inputs_come_back(tmp_path):
         "dynamic": with_static(ActivationGrid()),
         "static": with_static(STATIC),
         "uint4": with_static(),
+        "fp8": with_static(ActivationGrid(kind="float", scope="tensor", dynamic=False)),
+        "groups": with_static(ActivationGrid(kind="float", scope="group", group_size=16)),
     }
     loaded = load_quant_tensors(saved(tmp_path / "t", **tensors))
     assert all(loaded[name].same(tensor) for name, tensor in tensors.items())
     names = {key for key in load_file(tmp_path / "t") if ":activation_" in key}
     assert names == {
+        "fp8:activation_scale",
         "static:activation_scale",
         "uint4:activation_scale",
         "uint4:activation_zero_point",
     }
+
+
+def test_files_from_before_inputs_had_kinds_and_groups_are_read(tmp_path):
+    def metadata(spec):
+        for field in ("kind", "group_size"):
+            del spec["tensors"]["w"]["activation"][field]
+
+    saved(tmp_path / "t", w=with_static())
+    assert load_quant_tensors(retold(tmp_path / "t", metadata))["w"].same(with_static())
 
 
 def test_a_tensor_without_one_is_stored_as_ever(tmp_path):
@@ -293,7 +336,9 @@ def test_parts_that_share_a_scale_are_stored_each(tmp_path):
         ({"family": "uniform"}, "its activation grid is of family 'uniform'"),
         ({"bits": 99}, "activation grid: bits is 99"),
         ({"bits": {}}, "activation grid: bits is {}"),
-        ({"scope": []}, r"scope is \[\]; choose token or tensor"),
+        ({"scope": []}, r"scope is \[\]; choose token or tensor or group"),
+        ({"kind": "float"}, "a float has 8 bits and no zero-point, but bits is 4"),
+        ({"group_size": 16}, "scope 'group' needs a group_size, the others take none"),
         ({"scope": "token"}, "a scale per token cannot be static"),
         ({"dynamic": "no"}, "dynamic is 'no'; choose true or false"),
         ({"more": 1}, "options are bits"),

@@ -35,6 +35,8 @@ Search = Literal["search", "absmax"]
 #: Rows and columns of a block where none are named: those of DeepSeek-V3's weights
 #: (https://arxiv.org/abs/2412.19437, section 3.3.2), which runtimes have kernels for.
 _BLOCK = (128, 128)
+#: Far beyond what any runtime has; a hostile file may ask for 2**60.
+_LARGEST_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,8 @@ def _checked_block(scope: str, block: object) -> tuple[int, int] | None:
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise UsageError(f"float grid: block is {pair!r}; choose [rows, columns]")
     height, width = pair
-    if any(type(size) is not int or size < 1 for size in pair):
-        raise UsageError(f"float grid: block is {pair!r}; choose two positive whole numbers")
+    if any(type(size) is not int or not 1 <= size <= _LARGEST_BLOCK for size in pair):
+        raise UsageError(
+            f"float grid: block is {pair!r}; choose two whole numbers from 1 to {_LARGEST_BLOCK}"
+        )
     return height, width
