@@ -43,7 +43,7 @@ GRIDS = [
     INT4,
     UniformGrid(bits=4, symmetric=False, group_size=32),
     UniformGrid(bits=3, symmetric=True, group_size="channel"),
-    UniformGrid(bits=4, symmetric=True, group_size="tensor"),
+    UniformGrid(bits=4, symmetric=False, group_size="tensor"),
     SuperBlockGrid(type="q4_k"),
     CodebookGrid(codebook="nf4"),
     CodebookGrid(codebook="fp4", double_quant=True),
