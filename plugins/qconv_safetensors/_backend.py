@@ -20,6 +20,7 @@ from qconv.plugin import (
 from ._config import config_files
 from ._container import Stored, lay_out, small_file
 from ._layouts import layout_of
+from ._options import FORMATS
 from ._part import DTYPE_NBYTES, Part
 from ._planner import Job, PlannedTensor, plan, read_job
 
@@ -41,6 +42,9 @@ _STALE = frozenset(
         "recipe.yaml",
     }
 )
+
+#: What artifacts are called after, :func:`_label`.
+_LABELS = frozenset({*(f"INT{bits}" for bits in range(2, 9)), *(name.upper() for name in FORMATS)})
 
 
 class SafetensorsBackend:
@@ -105,15 +109,15 @@ class SafetensorsBackend:
 
 
 def _stem(model: ModelInfo) -> str:
-    """The model's name, fit for a folder's."""
-    return model.name.replace("/", "-").replace("\\", "-") or "model"
+    """The model's name, fit for a folder's, without the format that its name ends in."""
+    name = model.name.replace("/", "-").replace("\\", "-")
+    stem, _, last = name.rpartition("-")
+    return (stem if stem and last in _LABELS else name) or "model"
 
 
 def _label(scheme: Scheme) -> str:
     """What the artifact is called after: the format, at 3 bits ``INT3``."""
-    if scheme.format == "int4":
-        return f"INT{scheme.bits}"
-    return scheme.format.upper()
+    return f"INT{scheme.bits}" if scheme.format == "int4" else scheme.format.upper()
 
 
 def _companions(job: Job, plans: TensorPlans) -> list[tuple[str, bytes]]:

@@ -50,6 +50,9 @@ _KNOWN: Mapping[str, tuple[str, ...]] = {
     "fp32": _EVERYWHERE,
 }
 
+#: All formats.
+FORMATS = tuple(_KNOWN)
+
 #: Torch dtype of the plain formats.
 FLOATS: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 

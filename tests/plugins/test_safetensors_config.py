@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors_driver import CONFIG, config, files, llama, request, settings, tensor
@@ -227,3 +228,10 @@ def test_folders_are_named_after_model_and_format(target, options, folder: str) 
     assert {path.partition("/")[0] for path in files(request(llama(), target, **options))} == {
         folder
     }
+
+
+def test_a_format_that_a_name_ends_in_gives_way_to_the_new_one() -> None:
+    names = {"big-7b-INT4": "big-7b-AWQ", "big-GPTQ_V2": "big-AWQ", "INT4": "INT4-AWQ"}
+    for name, expected in names.items():
+        model = replace(llama(), name=name)
+        assert {path.partition("/")[0] for path in files(request(model, "awq"))} == {expected}

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from qconv_safetensors._layouts import layout_of
-from qconv_safetensors._sources import source_specs
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qconv.grids import grid_from_spec
 from qconv.plugin import ModelInfo, TensorInfo
 from qconv.tensors import QuantTensor
+from qconv_safetensors._layouts import layout_of
+from qconv_safetensors._sources import source_specs
 
 FILES = sorted((Path(__file__).parents[1] / "golden" / "safetensors").glob("*.safetensors"))
 MODULE = "model.layers.0.mlp.up_proj"

@@ -12,18 +12,25 @@ from qconv.errors import UnreadableInput
 #: The companions that converters and runtimes read.
 _COMPANIONS = frozenset(
     {
+        "LICENSE",
+        "LICENSE.md",
+        "LICENSE.txt",
+        "NOTICE",
         "added_tokens.json",
         "chat_template.jinja",
         "chat_template.json",
         "config.json",
         "generation_config.json",
         "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
         "quant_config.json",
         "quantize_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
+        "video_preprocessor_config.json",
         "vocab.json",
     }
 )
