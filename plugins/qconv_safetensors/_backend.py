@@ -67,7 +67,7 @@ class SafetensorsBackend:
             Unsupported: a module left in float cannot be told apart by its runtime.
         """
         job = read_job(request)
-        folder = f"{_stem(job.model)}-{_label(job.scheme)}"
+        folder = f"{_stem(job.model)}-{_label(job.scheme, plans)}"
         stored = [_stored(each) for each in plans.tensors]
         weights = lay_out(folder, stored, job.scheme.shard_nbytes)
         companions = [
@@ -115,9 +115,12 @@ def _stem(model: ModelInfo) -> str:
     return (stem if stem and last in _LABELS else name) or "model"
 
 
-def _label(scheme: Scheme) -> str:
+def _label(scheme: Scheme, plans: TensorPlans) -> str:
     """What the artifact is called after: the format, at 3 bits ``INT3``."""
-    return f"INT{scheme.bits}" if scheme.format == "int4" else scheme.format.upper()
+    if scheme.format != "int4":
+        return scheme.format.upper()
+    bits = {each.grid.spec()["bits"] for each in plans.tensors if each.grid is not None}
+    return f"INT{bits.pop() if len(bits) == 1 else scheme.bits}"
 
 
 def _companions(job: Job, plans: TensorPlans) -> list[tuple[str, bytes]]:

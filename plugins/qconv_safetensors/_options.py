@@ -179,7 +179,7 @@ def _tensor_parallel(name: str, text: str | None) -> int | None:
             f"safetensors:{name}: serve is {text!r}; the runtime whose kernels are checked is "
             "vllm, over so many devices: serve=vllm:tp=4"
         )
-    if name in {"nf4", "fp4", "gptq_v2"}:
+    if name in {"nf4", "fp4"}:
         raise UsageError(
             f"safetensors:{name}: serve is {text!r}, but vLLM does not load {name}; "
             "serve int4, int8, fp8, gptq or awq"

@@ -153,7 +153,7 @@ def _no_kernel(scheme: Scheme, grid: Grid) -> str:
     size = grid.group_size
     if (grid.bits, grid.symmetric) not in {(4, True), (4, False), (8, True)}:
         return f"Marlin computes 4-bit weights and 8-bit ones without zero-points, not {grid.name}"
-    if grid.symmetric is False and scheme.format in {"gptq", "gptq_v2"}:
+    if not grid.symmetric and scheme.format in {"gptq", "gptq_v2"}:
         return "vLLM reads GPTQ without zero-points only"
     if isinstance(size, int) and size not in {32, 64, 128}:
         return f"Marlin computes groups of 32, 64 and 128, not {size}"
@@ -172,7 +172,7 @@ def _shard_faults(scheme: Scheme, grid: Grid, shard: _Shard, devices: int) -> It
         yield f"groups of {size} columns do not end where it does"
     if shard.columns * grid.bits % 32:
         yield f"its {shard.columns} columns do not fill whole packed words"
-    packed_rows = not grid.symmetric or scheme.format in {"gptq", "awq"}
+    packed_rows = not grid.symmetric or scheme.format in {"gptq", "gptq_v2", "awq"}
     if packed_rows and shard.rows * grid.bits % 32:
         yield f"zero-points of its {shard.rows} rows do not fill whole packed words"
     if re.search(r"\.experts\.\d+\.", shard.name):

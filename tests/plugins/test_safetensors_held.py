@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from safetensors_driver import llama, plan, settings
+from safetensors_driver import files, llama, plan, request, settings
 
 from qconv.errors import Unsupported, UnsupportedGrid, UsageError
 from qconv.grids import CodebookGrid, FloatGrid, Grid, UniformGrid
@@ -88,3 +88,8 @@ def test_plain_formats_take_held_values_as_floats() -> None:
 def test_options_that_the_values_decide_are_refused() -> None:
     with pytest.raises(UsageError, match="option 'group_size' cannot be chosen in a transcoding"):
         plan(llama(), "int4", method=(), held={FIRST: ASYMMETRIC}, group_size="64")
+
+
+def test_the_folder_is_named_after_the_bits_that_are_held() -> None:
+    asked = request(llama(), "int4", method=(), held={FIRST: replace(ASYMMETRIC, bits=3)})
+    assert {path.partition("/")[0] for path in files(asked)} == {"tiny-INT3"}

@@ -10,7 +10,7 @@ from qconv.errors import Unsupported
 FITTING = {"hidden": 512, "inner": 1024, "kv": 256}
 
 
-@pytest.mark.parametrize("target", ["int4", "int8", "fp8", "gptq", "awq", "bf16"])
+@pytest.mark.parametrize("target", ["int4", "int8", "fp8", "gptq", "gptq_v2", "awq", "bf16"])
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_shapes_that_fit_are_planned(target: str, devices: int) -> None:
     assert plan(llama(**FITTING), target, serve=f"vllm:tp={devices}").tensors
@@ -54,6 +54,7 @@ def test_zero_points_of_a_shard_must_fill_whole_words() -> None:
     [
         ("int4", {"bits": "3"}, "Marlin computes 4-bit weights and 8-bit ones .* not uint3_g128"),
         ("int8", {"symmetric": "false"}, "8-bit ones without zero-points, not uint8_channel"),
+        ("gptq_v2", {"symmetric": "false"}, "vLLM reads GPTQ without zero-points only"),
         ("gptq", {"bits": "2"}, "not int2_g128 .*; choose other options, or leave"),
     ],
 )
