@@ -26,6 +26,8 @@ def config_files(job: Job, plans: Sequence[PlannedTensor]) -> dict[str, bytes]:
     config = {key: value for key, value in job.view.config.items() if key != "quantization_config"}
     if job.scheme.format in FLOATS:
         return {"config.json": json_bytes(stating_dtype(config, job.dtype))}
+    if job.model.kind == "gguf":  # whose floats are cast, not kept
+        config = stating_dtype(config, job.dtype)
     settings = _settings(job, plans)
     files = {"config.json": json_bytes({**config, "quantization_config": settings})}
     if job.scheme.format in {"gptq", "gptq_v2"}:

@@ -27,10 +27,21 @@ def model_dtype(config: Mapping[str, Any], model: ModelInfo) -> str:
                 return name
     counts: dict[str, int] = {}
     for info in model.tensors.values():
-        name = TORCH_FLOATS.get(info.dtype, "float32")
+        name = _float_name(model, info.dtype)
         counts[name] = counts.get(name, 0) + info.numel
-    most = max(sorted(counts), key=lambda name: counts[name], default="float32")
-    return "float32" if most == "float64" else most
+    return max(sorted(counts), key=lambda name: counts[name], default="float32")
+
+
+def is_integer(stored: str) -> bool:
+    """Whether a stored dtype is of whole numbers or truth values."""
+    return stored == "BOOL" or (stored[0] in "IU" and stored[1:].isdigit())
+
+
+def _float_name(model: ModelInfo, stored: str) -> str:
+    """What values of a stored dtype are computed in; a GGUF's blocks hold no more than bfloat16."""
+    if stored in TORCH_FLOATS:
+        return TORCH_FLOATS[stored].replace("float64", "float32")
+    return "bfloat16" if model.kind == "gguf" and not is_integer(stored) else "float32"
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qconv.errors import Unsupported, UnsupportedGrid
 from qconv.plugin import Action, ModelInfo, PlanRequest, RowOrder, TensorPlan, TensorPlans
 
-from ._dtypes import TORCH_FLOATS, model_dtype
+from ._dtypes import TORCH_FLOATS, is_integer, model_dtype
 from ._grids import activation_of, grid_of, layout_name
 from ._held import held_grids
 from ._layouts import LayoutName, layout_of
@@ -221,6 +221,6 @@ def _float_dtype(job: Job, stored: str) -> str | None:
         one_dtype = job.scheme.format in {*FLOATS, "nf4", "fp4"}
         if stored not in TORCH_FLOATS or not one_dtype:
             return None
-    elif stored.startswith(("I", "U")) and stored[1:].isdigit():
+    elif is_integer(stored):
         return None
     return job.dtype
