@@ -66,7 +66,6 @@ class AwqSource:
 
 
 def _check_config(config: Section) -> None:
-    # AutoAWQ's own file calls the keys w_bit, q_group_size and zero_point
     bits = config.whole("bits", 1, 16, _BITS)
     version = config.text("version", "gemm").lower()
     backend = config.text("backend", "autoawq").lower()
@@ -86,8 +85,7 @@ def _check_config(config: Section) -> None:
 def _encoded(module: Module, size: int, left: tuple[str, ...]) -> EncodedTensor:
     from qconv.grids import UniformGrid
 
-    # transformers leaves out every module whose name contains one of these
-    if any(pattern in module.name for pattern in left):
+    if module.is_named_by(left):
         raise UnreadableInput(
             f"tensor {module.weight!r}: stored quantized, but config.json's "
             "modules_to_not_convert says it is not; they do not belong together, get all files "

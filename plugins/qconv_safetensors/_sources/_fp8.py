@@ -100,7 +100,7 @@ def _encoded(
 ) -> EncodedTensor:
     from qconv.grids import FloatGrid
 
-    if any(_names(pattern, module.name) for pattern in left):
+    if module.is_named_by(left):
         raise UnreadableInput(
             f"tensor {module.weight!r}: stored in FP8, but config.json's modules_to_not_convert "
             "says it is not; they do not belong together, get all files anew"
@@ -150,8 +150,3 @@ def _activation(
 def _present(module: Module, suffixes: tuple[str, ...]) -> str:
     """The one of ``suffixes`` that is stored; the first where none is."""
     return next((each for each in suffixes if module.find(each) is not None), suffixes[0])
-
-
-def _names(pattern: str, module: str) -> bool:
-    """Whether ``modules_to_not_convert`` names a module: whole, or what it is within or ends in."""
-    return module == pattern or module.startswith(f"{pattern}.") or module.endswith(f".{pattern}")

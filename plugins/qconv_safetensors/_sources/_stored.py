@@ -37,6 +37,17 @@ class Module:
         """The stored name of ``suffix``."""
         return f"{self.name}.{suffix}"
 
+    def is_named_by(self, names: tuple[str, ...]) -> bool:
+        """Whether one of ``names`` is the module's, of what it is within, or the end of its own.
+
+        Runtimes take any part of a name for ``modules_to_not_convert``; yet ``gate`` stands there
+        for a router beside modules ``gate_proj``, which are quantized.
+        """
+        return any(
+            self.name == name or self.name.startswith(f"{name}.") or self.name.endswith(f".{name}")
+            for name in names
+        )
+
     def find(self, suffix: str) -> TensorInfo | None:
         """A stored tensor, or None."""
         return self.tensors.get(self.full(suffix))
