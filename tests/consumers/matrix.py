@@ -1,7 +1,7 @@
 """Which runtime reads which safetensors format, and whether it computes what qconv decodes.
 
-    python tests/consumers/matrix.py --model .models/smollm2-135m-wide --out out/consumers \\
-        --vllm PYTHON --gptqmodel PYTHON
+    python tests/consumers/matrix.py --model MODEL --out out/consumers
+        [--vllm PYTHON] [--gptqmodel PYTHON]
 
 Each runtime lives in an environment of its own, named by its interpreter; transformers' is this one
 unless given, and a runtime without an environment is left out. The model is converted to every
@@ -144,7 +144,7 @@ def table(verdicts: dict[str, dict[str, Verdict]], decoded: dict[str, Report]) -
 
 
 class Judging:
-    """One run. Reports lie in ``out/CASE/RUNTIME.json``; with ``keep`` those are not asked again."""
+    """One run. Reports lie in ``out/CASE/RUNTIME.json``; ``keep`` takes those that are there."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
