@@ -8,6 +8,7 @@ artifact says that the runtime rounds the linears' inputs, they are rounded here
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,22 +28,21 @@ def decoded(artifact: Path) -> dict[str, torch.Tensor]:
     return {name: reader.read(name) for name in reader.tensors}
 
 
-def run(options: Any) -> list[float]:
+def load(artifact: Path, dtype: torch.dtype) -> Any:
+    """transformers' model with the decoded weights, which rounds inputs as the artifact says."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    dtype = getattr(torch, options.dtype)
-    config = AutoConfig.from_pretrained(options.artifact)
-    section = getattr(config, "quantization_config", None)
-    if section is not None:
+    config = AutoConfig.from_pretrained(artifact)
+    if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    state = {name: tensor.to(dtype) for name, tensor in decoded(options.artifact).items()}
+    state = {name: tensor.to(dtype) for name, tensor in decoded(artifact).items()}
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     model.load_state_dict(state, strict=True)
-    for name, rounding in roundings(options.artifact, model):
+    for name, rounding in roundings(artifact, model):
         module = model.get_submodule(name)
         module.register_forward_pre_hook(lambda _, inputs, f=rounding: (f(inputs[0]), *inputs[1:]))
-    return log_probabilities.of_model(model, log_probabilities.read_windows(options.windows))
+    return model
 
 
 def roundings(artifact: Path, model: torch.nn.Module) -> Iterator[tuple[str, Rounding]]:
@@ -77,6 +77,11 @@ def rounding_of(arguments: dict[str, Any]) -> Rounding:
         return (steps * (scale / largest)).reshape(values.shape).to(values.dtype)
 
     return rounded
+
+
+def run(options: argparse.Namespace) -> list[float]:
+    model = load(options.artifact, getattr(torch, options.dtype))
+    return log_probabilities.of_model(model, log_probabilities.read_windows(options.windows))
 
 
 if __name__ == "__main__":
