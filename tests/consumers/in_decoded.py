@@ -29,7 +29,7 @@ def decoded(artifact: Path) -> dict[str, torch.Tensor]:
 
 
 def load(artifact: Path, dtype: torch.dtype) -> Any:
-    """transformers' model with the decoded weights, which rounds inputs as the artifact says."""
+    """A transformers model with the decoded weights, which rounds inputs as the artifact says."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(artifact)
