@@ -147,11 +147,11 @@ def test_the_plan_counts_the_memory_of_decoding(tmp_path):
     save_packed(tmp_path / "packed", held, {})
     hf_directory(tmp_path / "plain", {"a.weight": held["a.weight"].dequantize()})
     needs = [
-        qconv.plan(tmp_path / name, "toypack:float").needs.ram_nbytes
+        qconv.plan(tmp_path / name, "toypack:float", threads=1).needs.ram_nbytes
         for name in ("packed", "plain")
     ]
-    headers = 1000
-    assert needs[0] - needs[1] == pytest.approx(5 * 1024 * 1024 * 3 // 2, abs=headers)
+    headers, scales = 1000, 1024 * 32 * 2
+    assert needs[0] - needs[1] == pytest.approx(8 * 1024 * 1024 + 4 * scales, abs=headers)
 
 
 @pytest.mark.usefixtures("toy_packed")

@@ -275,7 +275,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
         calibration=_plan_calibration(chosen, checkpoint),
         steps=[step.spec.name for step in chain.steps],
         families=[family.name for family in host.sources],
-        source_nbytes=checkpoint.working_nbytes,
+        source_nbytes=checkpoint.working_nbytes(chosen_threads(request.threads)),
     )
     check_fallbacks(made, request.max_fallback)
     check_outputs(made.out, made.targets, made.source, force=request.force)

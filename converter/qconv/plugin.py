@@ -45,6 +45,7 @@ __all__ = [
     "BlockStarted",
     "Calibrating",
     "CheckSpec",
+    "Comparing",
     "Consumer",
     "ConversionFailed",
     "ConversionFinished",
@@ -599,6 +600,15 @@ class TensorFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparing:
+    """A transcoded artifact is being compared with its source. done: tensors, of ``tensors``."""
+
+    target: str
+    done: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactFinished:
     """A target's files are whole, checked and under their final names."""
 
@@ -626,6 +636,7 @@ Event = Union[
     ConversionStarted,
     BlockStarted,
     TensorFinished,
+    Comparing,
     ArtifactFinished,
     ConversionFinished,
     ConversionFailed,

@@ -164,7 +164,9 @@ def test_it_is_a_checkpoint_and_its_memory_is_stated(tmp_path):
     with opened(tmp_path) as checkpoint:
         as_declared: Checkpoint = checkpoint
         assert as_declared.model.name == tmp_path.name
-        assert checkpoint.working_nbytes == 5 * 6 * 64 * 3 // 2
+        codes, scales = 6 * 64, 6 * 2 * 2
+        assert checkpoint.working_nbytes(2) == 4 * (codes + scales) + 2 * 4 * codes
+        assert checkpoint.stored.working_nbytes(2) == 0
 
 
 # --- the border to the source ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from qconv.cli._progress import Progress, reading, warned_of
 from qconv.plugin import (
     ArtifactFinished,
+    Comparing,
     ConversionFailed,
     ConversionFinished,
     ConversionStarted,
@@ -45,6 +46,16 @@ def finished(nbytes: int = 500_000) -> TensorFinished:
     return TensorFinished(
         target="gguf:q8_0", tensor="w", weights=1_000_000, nbytes=nbytes, last=True
     )
+
+
+def test_the_proof_of_a_transcoding_is_a_stage_of_its_own() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(stream=stream, clock=clock) as progress:
+        progress(started())
+        progress(finished())
+        clock.now += 12
+        progress(Comparing(target="gguf:q8_0", done=3, tensors=4))
+    assert "3/4 proven equal, 1/4 tensors" in stream.getvalue()
 
 
 def test_a_log_gets_a_line_now_and_then() -> None:

@@ -58,9 +58,8 @@ class FileCheckpoint:
         """Bytes of all weight files, headers included."""
         return sum(opened.file.size for opened in self._files)
 
-    @property
-    def working_nbytes(self) -> int:
-        """Memory that reading takes besides the rows in hand, for all threads: next to none."""
+    def working_nbytes(self, threads: int) -> int:  # noqa: ARG002 - others' hangs on them
+        """Memory that reading on ``threads`` takes besides the rows in hand: next to none."""
         return 0
 
     def fingerprint(self) -> str:

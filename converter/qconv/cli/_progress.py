@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from qconv.plugin import (
     BlockStarted,
     Calibrating,
+    Comparing,
     ConversionFinished,
     ConversionStarted,
     TensorFinished,
@@ -133,6 +134,10 @@ class Progress:
             self._display.prepare(event)
         elif isinstance(event, BlockStarted) and self._tally is not None:
             self._tally.stage = f"block {event.number + 1}/{event.blocks}"
+            self._tally.now = self._clock()
+            self._display.show(self._tally)
+        elif isinstance(event, Comparing) and self._tally is not None:
+            self._tally.stage = f"{event.done}/{event.tensors} proven equal"
             self._tally.now = self._clock()
             self._display.show(self._tally)
         elif isinstance(event, TensorFinished) and self._tally is not None:

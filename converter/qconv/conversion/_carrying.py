@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Re-coded tensors in memory, about a byte per weight each: slabs of one come one after the other.
 KEPT = 4
 
+#: Bytes per weight of one that is being re-coded, levels and new codes; measured.
+BYTES_IN_CARRYING = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Landing:
@@ -36,8 +39,8 @@ class _Landing:
 class Carrying:
     """The :class:`qconv.conversion.Rounding` that keeps every code's value. Thread-safe.
 
-    Peak memory: :data:`KEPT` tensors of codes and parameters, and two bytes per weight more of
-    one that is being re-coded.
+    Peak memory: :data:`KEPT` tensors of codes and parameters, and on each thread four bytes per
+    weight of one that is being re-coded.
     """
 
     def __init__(self, checkpoint: DecodedCheckpoint) -> None:

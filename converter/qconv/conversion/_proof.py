@@ -1,6 +1,6 @@
 """The proof of a transcoding: the artifact, decoded, has the values of the source, decoded.
 
-Peak memory: one tensor three times in float32.
+Peak memory: one tensor in float32, what its reader takes to decode it, and a slab of the source.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from qconv.conversion._slabs import make_jobs
 from qconv.conversion._work import Rows
 from qconv.errors import Unsupported
+from qconv.plugin import Comparing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._slabs import Job
     from qconv.planning import TargetPlan
-    from qconv.plugin import ArtifactReader, TensorPlan
+    from qconv.plugin import ArtifactReader, Event, TensorPlan
 
-#: Bytes per weight of the tensor that is being compared.
-BYTES_IN_PROOF = 12
+#: Bytes per weight of the tensor that is being compared: float32, and as stored; or, where it is
+#: packed, its codes and what is between them and the values.
+BYTES_IN_PROOF, BYTES_IN_PROOF_OF_PACKED = 6, 16
+
+#: Weights compared at a time.
+_SLAB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class Proof:
     """
 
     checkpoint: Checkpoint
+    observer: Callable[[Event], None]
     compared: list[int] = field(default_factory=list)
 
     def __call__(self, target: TargetPlan, path: Path) -> None:
@@ -47,35 +54,43 @@ class Proof:
         """
         reader = target.backend.open(path)
         there = reader.tensors
-        for job in make_jobs(self.checkpoint.model, [target]):
-            for _, plan in job.uses:
-                if plan.name not in there:
-                    raise RuntimeError(f"{target.label}: the artifact lacks tensor {plan.name!r}")
-                self._compare(target.label, job, plan, reader)
-        self.compared.append(len(target.tensors.tensors))
+        jobs = make_jobs(self.checkpoint.model, [target])
+        uses = [(job, plan) for job in jobs for _, plan in job.uses]
+        for number, (job, plan) in enumerate(uses):
+            if plan.name not in there:
+                raise RuntimeError(f"{target.label}: the artifact lacks tensor {plan.name!r}")
+            self._compare(target.label, job, plan, reader)
+            self.observer(Comparing(target=target.label, done=number + 1, tensors=len(uses)))
+        self.compared.append(len(uses))
 
     def _compare(self, label: str, job: Job, plan: TensorPlan, reader: ArtifactReader) -> None:
-        rows = Rows(source=self.checkpoint, job=job, start=0, stop=job.rows)
-        expected = rows.stored(plan).float()
         found = reader.read(plan.name)
         if tuple(found.shape) != plan.shape:
             raise RuntimeError(
                 f"{label}: tensor {plan.name!r} has shape {tuple(found.shape)} in the artifact, "
                 f"not {plan.shape}"
             )
-        changed = _first_change(expected, found.float().reshape(expected.shape))
-        if not changed:
-            return
-        if plan.grid is None and plan.dtype != "raw":
-            raise Unsupported(
-                f"{label}: tensor {plan.name!r}: {changed} as {plan.storage}, and a transcoding "
-                "changes no value; choose a format that keeps it as it is, or use qconv convert"
-            )
-        raise RuntimeError(f"{label}: tensor {plan.name!r}: {changed} in the artifact")
+        found = found.reshape(job.rows, job.columns)
+        for start, stop in job.slabs(_SLAB, in_slabs=True):
+            rows = Rows(source=self.checkpoint, job=job, start=start, stop=stop)
+            expected = rows.stored(plan).float()
+            change = _first_change(expected, found[start:stop].float(), start)
+            if change:
+                raise _changed(label, plan, change)
 
 
-def _first_change(expected: torch.Tensor, found: torch.Tensor) -> str:
-    """How many values differ, and the first that does; empty when none does."""
+def _changed(label: str, plan: TensorPlan, change: str) -> Exception:
+    """What to raise for a tensor with other values: who is at fault hangs on what was planned."""
+    if plan.grid is None and plan.dtype != "raw":
+        return Unsupported(
+            f"{label}: tensor {plan.name!r}: {change} as {plan.storage}, and a transcoding changes "
+            "no value; choose a format that keeps it as it is, or use qconv convert"
+        )
+    return RuntimeError(f"{label}: tensor {plan.name!r}: {change} in the artifact")
+
+
+def _first_change(expected: torch.Tensor, found: torch.Tensor, start: int) -> str:
+    """Which value differs first; empty when none does. start: the first of the rows, for people."""
     import torch
 
     if torch.equal(expected, found):
@@ -85,6 +100,6 @@ def _first_change(expected: torch.Tensor, found: torch.Tensor) -> str:
         return ""
     row, column = differ[0].tolist()
     return (
-        f"{len(differ)} of {expected.numel()} values change, the first in row {row}, column "
-        f"{column}: {float(expected[row, column])} becomes {float(found[row, column])}"
+        f"row {start + row}, column {column}: {float(expected[row, column])} becomes "
+        f"{float(found[row, column])}"
     )

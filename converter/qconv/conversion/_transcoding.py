@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconv.checkpoint import DecodedCheckpoint
-from qconv.conversion._carrying import KEPT, Carrying
+from qconv.conversion._carrying import BYTES_IN_CARRYING, KEPT, Carrying
 from qconv.conversion._outputs import check_outputs
 from qconv.conversion._pipeline import run
-from qconv.conversion._proof import BYTES_IN_PROOF, Proof
+from qconv.conversion._proof import BYTES_IN_PROOF, BYTES_IN_PROOF_OF_PACKED, Proof
 from qconv.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
@@ -105,14 +106,15 @@ def transcode(
         job = _Job(host=host, checkpoint=checkpoint, source=Path(artifact), out=Path(out))
         plan = job.planned(targets, allow_unused=allow_unused, threads=workers, max_ram=max_ram)
         check_outputs(plan.out, plan.targets, plan.source, force=force)
-        proof = Proof(checkpoint)
+        watch = host.watch(observer)
+        proof = Proof(checkpoint, watch)
         done = run(
             plan,
             checkpoint,
             Carrying(checkpoint),
             resume=resume,
             force=force,
-            observer=host.watch(observer),
+            observer=watch,
             verify=proof,
         )
     return Transcoding(
@@ -174,7 +176,7 @@ class _Job:
             warnings=checkpoint.stored.warnings,
             plugins=list(dict.fromkeys([*plugins_behind(checkpoint, host), *labels])),
             held=checkpoint.held_grids,
-            source_nbytes=self._nbytes(),
+            source_nbytes=self._nbytes(threads),
         )
         for target in plan.targets:
             self._check(target)
@@ -190,11 +192,15 @@ class _Job:
             if plan.grid is not None
         )
 
-    def _nbytes(self) -> int:
-        """Memory of decoding, re-coding and proving."""
-        tensors = self.checkpoint.model.tensors.values()
+    def _nbytes(self, threads: int) -> int:
+        """Memory of decoding and re-coding, and of the proof, which comes after them."""
+        checkpoint = self.checkpoint
+        tensors = checkpoint.model.tensors.values()
         largest = max((info.numel for info in tensors), default=0)
-        return self.checkpoint.working_nbytes + (2 * KEPT + BYTES_IN_PROOF) * largest
+        packed = max(prod(tensor.shape) for tensor in checkpoint.encoded.values())
+        proof = max(BYTES_IN_PROOF * largest, BYTES_IN_PROOF_OF_PACKED * packed)
+        carrying = (2 * KEPT + BYTES_IN_CARRYING * threads) * packed
+        return checkpoint.working_nbytes(threads) + max(carrying, proof)
 
     def _check(self, target: TargetPlan) -> None:
         """Refuse a target that would round or decode.
