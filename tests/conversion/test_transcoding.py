@@ -402,6 +402,25 @@ def test_an_interrupted_transcoding_goes_on_where_it_stopped(tmp_path):
     assert left_in(tmp_path) == ["model", "model-zeros"]
 
 
+def test_an_interrupted_proof_is_taken_again(tmp_path):
+    small_packed(tmp_path / "model")
+
+    def interrupt(event):
+        if isinstance(event, Comparing) and event.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qconv.transcode(tmp_path / "model", "toypack:zeros", out=tmp_path, observer=interrupt)
+    assert left_in(tmp_path) == [".model-zeros.qconv-partial", "model"]
+    events = []
+    done = qconv.transcode(
+        tmp_path / "model", "toypack:zeros", out=tmp_path, observer=events.append
+    )
+    assert done.compared == (4,)
+    assert not any(isinstance(event, TensorFinished) for event in events)
+    assert left_in(tmp_path) == ["model", "model-zeros"]
+
+
 def test_the_bytes_do_not_depend_on_threads(tmp_path):
     small_packed(tmp_path / "model", UniformGrid(bits=4, symmetric=True, group_size=16))
     digests = []

@@ -12,5 +12,6 @@ from ._failed import ConformanceError
 from ._grids import check_grid
 from ._plugins import check_plugin
 from ._rounders import check_rounder
+from ._sources import check_source
 
-__all__ = ["ConformanceError", "check_grid", "check_plugin", "check_rounder"]
+__all__ = ["ConformanceError", "check_grid", "check_plugin", "check_rounder", "check_source"]
