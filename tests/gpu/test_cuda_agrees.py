@@ -22,6 +22,7 @@ from qconv.grids import (
     Grid,
     SuperBlockGrid,
     UniformGrid,
+    _codebook_fit,
     _uniform_fit,
 )
 from qconv.kernels import codebook, reference, search, uniform
@@ -97,8 +98,7 @@ def as_on(device: str) -> Iterator[None]:
         mock.patch.object(uniform, "dots", uniform.dots_reference),
         mock.patch.object(uniform, "errors", uniform.errors_reference),
         mock.patch.object(uniform, "codes", uniform.codes_reference),
-        mock.patch.object(codebook, "dots", codebook.dots_reference),
-        mock.patch.object(codebook, "errors", codebook.errors_reference),
+        mock.patch.object(_codebook_fit, "searched", _codebook_fit.searched_reference),
         mock.patch.object(codebook, "codes", codebook.codes_reference),
         mock.patch.object(_uniform_fit, "fit_rows", _uniform_fit.fit_rows_reference),
         DivideAsCuda(),

@@ -253,9 +253,8 @@ def test_extreme_weights_stay_finite(grid, size):
 
 
 @every_grid
-def test_the_number_of_threads_and_the_size_of_slabs_change_nothing(grid, monkeypatch):
+def test_the_number_of_threads_changes_nothing(grid):
     expected = grid.quantize(gaussian(300), some_importance())
-    monkeypatch.setattr(_codebook_fit, "_CPU_SLAB", 64 * COLUMNS)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3 - min(threads, 2))
@@ -266,40 +265,36 @@ def test_the_number_of_threads_and_the_size_of_slabs_change_nothing(grid, monkey
 
 # --- the kernels ----------------------------------------------------------------------------------
 
-SHAPES = [(96, 3, 70), (37, 1, 130), (64, 2, 64), (5, 5, 1), (272, 1, 3)]  # columns, blocks, rows
+
+@every_codebook
+@pytest.mark.parametrize("shape", [(70, 96, 3), (130, 37, 1), (64, 64, 2), (1, 5, 5)])
+def test_compiled_codes_equal_the_reference(codebook, shape):
+    rows, columns, blocks = shape
+    generator = torch.Generator().manual_seed(columns)
+    weight = torch.randn(rows, columns, generator=generator)
+    inverse = 1.0 / torch.randn(rows, blocks, generator=generator)
+    levels = _codebook_fit.Levels.of(CodebookGrid(codebook=codebook).table())
+    arguments = weight, inverse, levels.bounds, levels.codes
+    assert torch.equal(kernels.codes(*arguments), kernels.codes_reference(*arguments))
 
 
 @every_codebook
-@pytest.mark.parametrize("shape", SHAPES)
-def test_compiled_loops_equal_the_reference_bit_for_bit(codebook, shape):
-    columns, blocks, rows = shape
-    generator = torch.Generator().manual_seed(columns)
-    weight = torch.randn(columns, rows, generator=generator)
-    importance = torch.rand(columns, generator=generator)
-    scale = torch.randn(blocks, rows, generator=generator)
+@pytest.mark.parametrize("shape", [(70, 96, 32), (130, 37, 37), (64, 64, 16), (1, 5, 1)])
+def test_the_compiled_search_equals_the_reference(codebook, shape):
+    rows, columns, size = shape
+    weight = gaussian(rows, columns, seed=columns)
+    weight[0] = 0.0
+    importance = torch.rand(columns, generator=torch.Generator().manual_seed(columns))
     levels = _codebook_fit.Levels.of(CodebookGrid(codebook=codebook).table())
-    book = levels.values, levels.bounds
-    compiled = kernels.dots(weight, importance, 1.0 / scale, *book)
-    reference = kernels.dots_reference(weight, importance, 1.0 / scale, *book)
-    assert torch.equal(compiled[0], reference[0])
-    assert torch.equal(compiled[1], reference[1])
-    assert torch.equal(
-        kernels.errors(weight, importance, scale, 1.0 / scale, *book),
-        kernels.errors_reference(weight, importance, scale, 1.0 / scale, *book),
-    )
-    rows_first = weight.t().contiguous(), (1.0 / scale).t().contiguous()
-    assert torch.equal(
-        kernels.codes(*rows_first, levels.bounds, levels.codes),
-        kernels.codes_reference(*rows_first, levels.bounds, levels.codes),
-    )
+    arguments = weight, importance, size, levels
+    found = _codebook_fit.searched(*arguments)
+    assert torch.equal(found, _codebook_fit.searched_reference(*arguments))
 
 
-@every_grid
-def test_the_reference_fits_the_same_codes_and_scales(grid, monkeypatch):
-    expected = grid.quantize(gaussian(seed=4), some_importance())
-    for name in ("dots", "errors", "codes"):
-        monkeypatch.setattr(kernels, name, getattr(kernels, f"{name}_reference"))
-    assert same(expected, grid.quantize(gaussian(seed=4), some_importance()))
+def test_a_value_on_a_bound_takes_the_level_below():
+    levels = _codebook_fit.Levels.of(CodebookGrid(codebook="nf4").table())
+    found = kernels.codes(levels.bounds[None], torch.ones(1, 1), levels.bounds, levels.codes)
+    assert found.flatten().tolist() == list(range(15))
 
 
 # --- what it refuses ------------------------------------------------------------------------------

@@ -216,10 +216,9 @@ class CodebookGrid:
         from qconv.grids import _codebook_fit
 
         weights = relative_importance(weight, importance)
-        plain = _codebook_fit.plain(weight, self.block_size)
         if self.search == "absmax":
-            return plain
-        return _codebook_fit.searched(weight, weights, plain, self._levels(weight))
+            return _codebook_fit.plain(weight, self.block_size)
+        return _codebook_fit.searched(weight, weights, self.block_size, self._levels(weight))
 
     def _decoded_absmax(self, parameters: Parameters) -> torch.Tensor:
         from qconv.grids import _nested

@@ -1,12 +1,11 @@
-"""The hot loops of the codebook grids: sums over blocks for the fit, and the choice of codes.
-
-As in :mod:`qconv.kernels.uniform`: each loop has a plain torch reference beside it, which also runs
-on CUDA; both do the same float32 operations in the same order, sums in runs of :data:`uniform.RUN`
-columns; weights come transposed, ``(in, rows)``, for the innermost loop to run over rows; no
-fastmath.
+"""The hot loops of the codebook grids: the choice of codes, and the sums that the search needs.
 
 A codebook is sorted here: ``levels``, 16 values in ascending order, and ``bounds``, the 15 values
 between them. A value takes the level above a bound when it is greater than it.
+
+:func:`codes` is compiled, with a torch reference beside it that also runs on CUDA; the sums are the
+torch reference of :mod:`.codebook_search`. Both do the same float32 operations in the same order,
+sums in runs of :data:`uniform.RUN` columns. No fastmath.
 """
 
 from __future__ import annotations
@@ -14,91 +13,34 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .jit import inner, kernel
-from .uniform import RUN, arrays, sum_runs
+from .jit import inlined, kernel
+from .uniform import arrays, sum_runs
 
-__all__ = [
-    "codes",
-    "codes_reference",
-    "dots",
-    "dots_reference",
-    "errors",
-    "errors_reference",
-]
-
-#: Rows summed together: the partial sums of 64 rows stay in the first-level cache.
-_LANES = 64
-
-_ZERO = np.float32(0.0)
+__all__ = ["codes", "codes_reference", "dots", "errors", "level"]
 
 
-# --- in numba -------------------------------------------------------------------------------------
+@inlined
+def level(value, levels, bounds):
+    """The level of a value, or whatever else ``levels`` has of each: 15 selections.
 
-
-@inner
-def _level(value, levels, bounds):
-    """The level of a value."""
-    found = levels[0]
-    for i in range(15):
-        found = levels[i + 1] if value > bounds[i] else found
-    return found
-
-
-@kernel
-def _dots(weight, importance, inverse, levels, bounds, dot, square):
-    columns, rows = weight.shape
-    groups = inverse.shape[0]
-    size = columns // groups
-    dots = np.empty(_LANES, np.float32)
-    squares = np.empty(_LANES, np.float32)
-    for group in range(groups):
-        for start in range(0, rows, _LANES):
-            lanes = min(_LANES, rows - start)
-            inv = inverse[group, start : start + lanes]
-            total_dot = dot[group, start : start + lanes]
-            total_square = square[group, start : start + lanes]
-            total_dot[:] = _ZERO
-            total_square[:] = _ZERO
-            for first in range(group * size, (group + 1) * size, RUN):
-                dots[:] = _ZERO
-                squares[:] = _ZERO
-                for column in range(first, min(first + RUN, (group + 1) * size)):
-                    x = weight[column, start : start + lanes]
-                    h = importance[column]
-                    for lane in range(lanes):
-                        q = _level(x[lane] * inv[lane], levels, bounds)
-                        hq = h * q
-                        dots[lane] += hq * x[lane]
-                        squares[lane] += hq * q
-                for lane in range(lanes):
-                    total_dot[lane] += dots[lane]
-                    total_square[lane] += squares[lane]
-
-
-@kernel
-def _errors(weight, importance, scale, inverse, levels, bounds, error):
-    columns, rows = weight.shape
-    groups = inverse.shape[0]
-    size = columns // groups
-    errors = np.empty(_LANES, np.float32)
-    for group in range(groups):
-        for start in range(0, rows, _LANES):
-            lanes = min(_LANES, rows - start)
-            s = scale[group, start : start + lanes]
-            inv = inverse[group, start : start + lanes]
-            total = error[group, start : start + lanes]
-            total[:] = _ZERO
-            for first in range(group * size, (group + 1) * size, RUN):
-                errors[:] = _ZERO
-                for column in range(first, min(first + RUN, (group + 1) * size)):
-                    x = weight[column, start : start + lanes]
-                    h = importance[column]
-                    for lane in range(lanes):
-                        q = _level(x[lane] * inv[lane], levels, bounds)
-                        e = x[lane] - s[lane] * q
-                        errors[lane] += (h * e) * e
-                for lane in range(lanes):
-                    total[lane] += errors[lane]
+    levels: tuple of 16; bounds: tuple of 15 float32
+    """
+    q = levels[0]
+    q = levels[1] if value > bounds[0] else q
+    q = levels[2] if value > bounds[1] else q
+    q = levels[3] if value > bounds[2] else q
+    q = levels[4] if value > bounds[3] else q
+    q = levels[5] if value > bounds[4] else q
+    q = levels[6] if value > bounds[5] else q
+    q = levels[7] if value > bounds[6] else q
+    q = levels[8] if value > bounds[7] else q
+    q = levels[9] if value > bounds[8] else q
+    q = levels[10] if value > bounds[9] else q
+    q = levels[11] if value > bounds[10] else q
+    q = levels[12] if value > bounds[11] else q
+    q = levels[13] if value > bounds[12] else q
+    q = levels[14] if value > bounds[13] else q
+    return levels[15] if value > bounds[14] else q
 
 
 @kernel
@@ -112,14 +54,34 @@ def _codes(weight, inverse, bounds, order, codes):
             x = weight[row, group * size : (group + 1) * size]
             out = codes[row, group * size : (group + 1) * size]
             for i in range(size):
-                value = x[i] * inv
-                place = np.int32(0)
-                for k in range(15):
-                    place += np.int32(value > bounds[k])
-                out[i] = order[place]
+                out[i] = level(x[i] * inv, order, bounds)
 
 
-# --- called with tensors --------------------------------------------------------------------------
+def codes(
+    weight: torch.Tensor, inverse: torch.Tensor, bounds: torch.Tensor, order: torch.Tensor
+) -> torch.Tensor:
+    """The code of the nearest level of every weight: (rows, in) uint8.
+
+    weight: (rows, in) float32, contiguous
+    inverse: (rows, blocks) float32, 1 / scale, contiguous
+    bounds: (15,) float32, ascending
+    order: (16,) uint8, the code of every level
+    """
+    if weight.device.type != "cpu":
+        return codes_reference(weight, inverse, bounds, order)
+    out = torch.empty(weight.shape, dtype=torch.uint8)
+    own = tuple(np.int32(code) for code in order.tolist())
+    ends = tuple(np.float32(bound) for bound in bounds.tolist())
+    _codes(*arrays(weight, inverse), ends, own, *arrays(out))
+    return out
+
+
+def codes_reference(
+    weight: torch.Tensor, inverse: torch.Tensor, bounds: torch.Tensor, order: torch.Tensor
+) -> torch.Tensor:
+    """What :func:`codes` computes, in torch, on any device."""
+    x = weight.view(inverse.shape[0], inverse.shape[1], -1)  # (rows, blocks, size)
+    return order[torch.bucketize(x * inverse[..., None], bounds)].view(weight.shape)
 
 
 def dots(
@@ -137,11 +99,11 @@ def dots(
     levels: (16,) float32 and bounds: (15,) float32, both ascending
     returns: two of (blocks, rows) float32
     """
-    if weight.device.type != "cpu":
-        return dots_reference(weight, importance, inverse, levels, bounds)
-    dot, square = torch.empty_like(inverse), torch.empty_like(inverse)
-    _dots(*arrays(weight, importance, inverse, levels, bounds, dot, square))
-    return dot, square
+    x = weight.view(inverse.shape[0], -1, inverse.shape[1])  # (blocks, size, rows)
+    h = importance.view(inverse.shape[0], -1, 1)
+    q = levels[torch.bucketize(x * inverse[:, None], bounds)]
+    hq = h * q
+    return sum_runs(hq * x), sum_runs(hq * q)
 
 
 def errors(
@@ -153,67 +115,8 @@ def errors(
     bounds: torch.Tensor,
 ) -> torch.Tensor:
     """Per block, ``sum h (x - scale q)^2``: (blocks, rows) float32, arguments as in dots."""
-    if weight.device.type != "cpu":
-        return errors_reference(weight, importance, scale, inverse, levels, bounds)
-    error = torch.empty_like(inverse)
-    _errors(*arrays(weight, importance, scale, inverse, levels, bounds, error))
-    return error
-
-
-def codes(
-    weight: torch.Tensor, inverse: torch.Tensor, bounds: torch.Tensor, order: torch.Tensor
-) -> torch.Tensor:
-    """The code of the nearest level of every weight: (rows, in) uint8.
-
-    weight: (rows, in) float32, contiguous
-    inverse: (rows, blocks) float32, contiguous
-    bounds: (15,) float32, ascending
-    order: (16,) uint8, the code of every level
-    """
-    if weight.device.type != "cpu":
-        return codes_reference(weight, inverse, bounds, order)
-    out = torch.empty(weight.shape, dtype=torch.uint8)
-    _codes(*arrays(weight, inverse, bounds, order, out))
-    return out
-
-
-# --- the same in torch ----------------------------------------------------------------------------
-
-
-def dots_reference(
-    weight: torch.Tensor,
-    importance: torch.Tensor,
-    inverse: torch.Tensor,
-    levels: torch.Tensor,
-    bounds: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What :func:`dots` computes, in torch, on any device."""
-    x = weight.view(inverse.shape[0], -1, inverse.shape[1])  # (blocks, size, rows)
-    h = importance.view(inverse.shape[0], -1, 1)
-    q = levels[torch.bucketize(x * inverse[:, None], bounds)]
-    hq = h * q
-    return sum_runs(hq * x), sum_runs(hq * q)
-
-
-def errors_reference(
-    weight: torch.Tensor,
-    importance: torch.Tensor,
-    scale: torch.Tensor,
-    inverse: torch.Tensor,
-    levels: torch.Tensor,
-    bounds: torch.Tensor,
-) -> torch.Tensor:
-    """What :func:`errors` computes, in torch, on any device."""
     x = weight.view(inverse.shape[0], -1, inverse.shape[1])  # (blocks, size, rows)
     h = importance.view(inverse.shape[0], -1, 1)
     q = levels[torch.bucketize(x * inverse[:, None], bounds)]
     e = x - scale[:, None] * q
     return sum_runs((h * e) * e)
-
-
-def codes_reference(
-    weight: torch.Tensor, inverse: torch.Tensor, bounds: torch.Tensor, order: torch.Tensor
-) -> torch.Tensor:
-    """What :func:`codes` computes, in torch, on any device."""
-    x = weight.view(inverse.shape[0], inverse.shape[1], -1)  # (rows, blocks, size)
-    return order[torch.bucketize(x * inverse[..., None], bounds)].view(weight.shape)
