@@ -123,8 +123,9 @@ def is_float_linear(name: str, shape: tuple[int, ...]) -> bool:
     if not name.endswith(".weight") or len(shape) != 2:
         return False
     last = name.removesuffix(".weight").rpartition(".")[2]
-    table = "embed" in last or last in {"wte", "wpe", *_NOT_LINEAR}
-    return not table and "norm" not in last
+    if last == "embed_out":  # the head of GPT-NeoX
+        return True
+    return not ("embed" in last or "norm" in last or last in {"wte", "wpe", *_NOT_LINEAR})
 
 
 def float_experts(name: str, shape: tuple[int, ...]) -> str | None:

@@ -110,6 +110,11 @@ def test_linear_modules_left_in_float_are_named() -> None:
     ]
 
 
+def test_heads_by_other_names_are_left_alone_and_tables_not_mentioned() -> None:
+    more = (tensor("embed_out.weight", 1000, 256), tensor("transformer.wpe.weight", 64, 256))
+    assert settings(llama(*more), "int4")["ignore"] == ["embed_out", "lm_head"]
+
+
 def test_gptq_is_described_twice() -> None:
     expected = {
         "bits": 4,

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from qconv.errors import UnsupportedGrid
 from qconv.grids import FloatGrid, UniformGrid
 from qconv.tensors import QuantTensor
-from qconv_safetensors._layouts import _awq, _gptq, _int_quantized, _pack_quantized
+from qconv_safetensors._layouts import (
+    _awq,
+    _float_quantized,
+    _gptq,
+    _int_quantized,
+    _pack_quantized,
+)
 from qconv_safetensors._layouts._bits import pack_rows, packed_words
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -185,6 +191,7 @@ def test_compressed_tensors_own_packer_agrees() -> None:
     ("module", "grid", "words"),
     [
         (_pack_quantized, FloatGrid(scope="channel"), "integers with scales per group or channel"),
+        (_float_quantized, UniformGrid(bits=8, symmetric=True, group_size=8), "holds FP8, not"),
         (_int_quantized, UniformGrid(bits=8, symmetric=True, group_size=32), "activations=none"),
         (
             _gptq,
