@@ -131,17 +131,15 @@ def _kept_in_float(job: Job, grid: Grid, weights: Mapping[str, ViewTensor]) -> d
     for members in siblings(weights).values():
         wrong = next((name for name in members if name in faults), None)
         if wrong is not None:
-            kept |= {name: _kept_reason(name, wrong, faults[wrong]) for name in members}
+            last = wrong.removesuffix(".weight").rpartition(".")[2]
+            like = f"stored like its sibling {last}, which must stay float: {faults[wrong]}"
+            kept |= {name: faults.get(name, like) for name in members}
     if len(kept) == len(weights):
         raise UnsupportedGrid(
             f"{_refusal(job.scheme, faults, weights)}; with indivisible=float nothing would be "
             "left to quantize"
         )
     return kept
-
-
-def _kept_reason(name: str, wrong: str, fault: str) -> str:
-    return fault if name == wrong else f"stored like {wrong}, which must stay float: {fault}"
 
 
 def _fault(job: Job, grid: Grid, name: str, shape: tuple[int, ...]) -> str:

@@ -186,7 +186,7 @@ def test_rows_that_groups_do_not_divide_are_refused_with_sizes_that_work() -> No
 def test_rows_that_groups_do_not_divide_stay_float_when_asked() -> None:
     plans = plan(llama(hidden=192), "int4", indivisible="float")
     assert quantized(plans) == {f"model.layers.{number}.mlp.down_proj.weight" for number in (0, 1)}
-    out = find(plans, f"{BLOCK}.self_attn.o_proj.weight")
+    out = find(plans, f"{BLOCK}.mlp.up_proj.weight")
     assert (out.action, out.storage, out.fallback_from) == ("copy", "BF16", "uint4_g128")
     assert out.reason == "192 columns are not a multiple of group size 128"
 
@@ -201,8 +201,8 @@ def test_siblings_that_a_runtime_merges_stay_float_together() -> None:
     query = find(plans, f"{BLOCK}.self_attn.q_proj.weight")
     assert query.fallback_from == "uint4_g128"
     assert query.reason == (
-        "stored like model.layers.0.self_attn.k_proj.weight, which must stay float: 12 rows of 4 "
-        "bits do not fill whole 32-bit words as AWQ needs, only multiples of 8 do"
+        "stored like its sibling k_proj, which must stay float: 12 rows of 4 bits do not "
+        "fill whole 32-bit words as AWQ needs, only multiples of 8 do"
     )
 
 
