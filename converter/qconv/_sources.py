@@ -11,6 +11,8 @@ from qconv.errors import Unsupported
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    import torch
+
     from qconv._host import Host
     from qconv.checkpoint import FileCheckpoint
     from qconv.plugin import SourceSpec
@@ -47,6 +49,13 @@ def plugins_behind(source: OpenedSource, host: Host) -> tuple[str, ...]:
     if not isinstance(source, DecodedCheckpoint):
         return ()
     return (host.owner(host.source_spec(source.family)).label,)
+
+
+def whole_tensor(source: OpenedSource, name: str) -> torch.Tensor:
+    """A tensor of the source, whole: float32, shape as in ``source.model``."""
+    info = source.model.tensors[name]
+    rows = info.numel // info.shape[-1] if info.shape else 1
+    return source.read_rows(name, 0, rows).float().reshape(info.shape)
 
 
 def _family(path: str | Path, host: Host, stored: FileCheckpoint) -> SourceSpec | None:

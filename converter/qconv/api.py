@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -249,7 +250,7 @@ def _with_search(target: Target, search: Search) -> Mapping[str, str]:
 
 def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
     """Plan it, and refuse what the caller set limits to."""
-    from qconv._sources import plugins_behind
+    from qconv._sources import plugins_behind, whole_tensor
     from qconv.conversion import check_outputs
     from qconv.planning import build_plan, check_fallbacks, chosen_threads
 
@@ -276,6 +277,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
         steps=[step.spec.name for step in chain.steps],
         families=[family.name for family in host.sources],
         source_nbytes=checkpoint.working_nbytes(chosen_threads(request.threads)),
+        read=partial(whole_tensor, checkpoint),
     )
     check_fallbacks(made, request.max_fallback)
     check_outputs(made.out, made.targets, made.source, force=request.force)

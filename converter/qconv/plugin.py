@@ -138,6 +138,8 @@ class PlanRequest:
     method: names of the chain's steps, first to last: ``("awq", "rtn")``; empty for a transcoding
     held: in a transcoding, the grids that quantized tensors of the source lie on, by name: the
         backend plans these on a grid that holds the same values, wherever its format has one
+    read: a tensor of the source, whole, by name, in float32; for small ones whose values the
+        format states otherwise than as a tensor. None where no source is open
     """
 
     model: ModelInfo
@@ -146,6 +148,7 @@ class PlanRequest:
     importance: bool = False
     method: tuple[str, ...] = ()
     held: Mapping[str, Grid] = field(default_factory=dict)
+    read: Callable[[str], torch.Tensor] | None = field(default=None, repr=False, compare=False)
 
 
 # --- what a backend answers -----------------------------------------------------------------------

@@ -8,10 +8,14 @@ https://github.com/ggml-org/llama.cpp, ``gguf-py/gguf/constants.py`` and ``src/l
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from qconv.plugin import Dropped
 
 from ._gguf_architecture import read_architecture
 from ._gguf_keys import Keys
+from ._gguf_rope import FACTORS
 from ._gguf_special import generation, read_specials, tokenizer_config
 from ._gguf_tensors import view_tensors
 from ._gguf_tokenizer import tokenizer_json
@@ -19,18 +23,24 @@ from ._gguf_vocabulary import read_vocabulary
 from ._view import HuggingFaceView
 
 if TYPE_CHECKING:
+    import torch
+
     from qconv.plugin import ModelInfo
 
 
-def as_hugging_face(model: ModelInfo) -> HuggingFaceView:
+def as_hugging_face(
+    model: ModelInfo, read: Callable[[str], torch.Tensor] | None = None
+) -> HuggingFaceView:
     """Config, tokenizer and tensors as transformers has them.
+
+    read: a tensor of the model, whole; Llama 3's rotation is told by one
 
     Raises:
         Unsupported: an architecture, rotation or tokenizer that is not translated.
         UnreadableInput: metadata is missing or impossible, or tensors contradict it.
     """
     keys = Keys(model.metadata)
-    architecture = read_architecture(keys, model)
+    architecture = read_architecture(keys, model, read)
     vocabulary = read_vocabulary(keys, architecture.vocab)
     specials = read_specials(keys, vocabulary)
     files = {
@@ -45,6 +55,11 @@ def as_hugging_face(model: ModelInfo) -> HuggingFaceView:
         config={**architecture.config(), **specials.ids()},
         files=texts,
         tensors=view_tensors(model, architecture),
+        dropped=tuple(
+            Dropped(name=name, reason="config.json states the formula of these factors")
+            for name in model.tensors
+            if name == FACTORS
+        ),
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UnreadableInput, Unsupported
 
+from ._gguf_rope import FACTORS, stated_scaling, tensor_scaling
+
 if TYPE_CHECKING:
+    import torch
+
     from qconv.plugin import ModelInfo
 
     from ._gguf_keys import Keys
@@ -115,8 +119,12 @@ class Architecture:
         }
 
 
-def read_architecture(keys: Keys, model: ModelInfo) -> Architecture:
-    """Read the metadata.
+def read_architecture(
+    keys: Keys, model: ModelInfo, read: Callable[[str], torch.Tensor] | None
+) -> Architecture:
+    """Read the metadata, and where Llama 3's rotation is a tensor, that.
+
+    read: a tensor of the model, whole; None where none can be read
 
     Raises:
         Unsupported: another architecture, or a feature that is not translated.
@@ -129,12 +137,16 @@ def read_architecture(keys: Keys, model: ModelInfo) -> Architecture:
             f"checkpoint, only {', '.join(_CLASSES)}; start from the model's own checkpoint, or "
             "write a gguf format"
         )
-    _refuse_features(keys, name, model)
+    _refuse_features(keys, name)
     heads = keys.whole(f"{name}.attention.head_count", 1, _MOST)
     hidden = keys.whole(f"{name}.embedding_length", 1, _MOST)
     head_dim = _head_dim(keys, name, hidden // heads)
     context = keys.whole(f"{name}.context_length", 1, _MOST)
     kv_heads = keys.whole(f"{name}.attention.head_count_kv", 1, _MOST, heads)
+    theta = keys.positive(f"{name}.rope.freq_base", 10000.0)
+    scaling = stated_scaling(keys, name, context)
+    if FACTORS in model.tensors:
+        scaling = tensor_scaling(read, theta, head_dim) or scaling
     if heads % kv_heads:
         keys.refuse(f"{name}.attention.head_count_kv", f"a divisor of the {heads} heads")
     return Architecture(
@@ -148,8 +160,8 @@ def read_architecture(keys: Keys, model: ModelInfo) -> Architecture:
         head_dim=head_dim,
         context=context,
         rms_norm_eps=keys.positive(f"{name}.attention.layer_norm_rms_epsilon"),
-        rope_theta=keys.positive(f"{name}.rope.freq_base", 10000.0),
-        rope_scaling=_rope_scaling(keys, name, context),
+        rope_theta=theta,
+        rope_scaling=scaling,
         tied="output.weight" not in model.tensors,
         # Qwen2 has no switch for it; were there one, it would have no place in the view
         attention_bias=name != "qwen2" and "blk.0.attn_output.bias" in model.tensors,
@@ -180,7 +192,7 @@ def _head_dim(keys: Keys, name: str, default: int) -> int:
     return size
 
 
-def _refuse_features(keys: Keys, name: str, model: ModelInfo) -> None:
+def _refuse_features(keys: Keys, name: str) -> None:
     experts = keys.whole(f"{name}.expert_count", 0, _MOST, 0)
     if experts:
         raise Unsupported(
@@ -195,40 +207,3 @@ def _refuse_features(keys: Keys, name: str, model: ModelInfo) -> None:
             )
     if keys.text(f"{name}.tensor_data_layout", "") not in ("", "Meta AI original pth"):
         keys.refuse(f"{name}.tensor_data_layout", "'Meta AI original pth'")
-    factors = [each for each in model.tensors if each.startswith(("rope_freqs", "rope_factors"))]
-    if factors:
-        raise Unsupported(
-            f"tensor {factors[0]!r} stretches rotary frequencies (Llama 3.1 and others) by factors "
-            "whose formula a GGUF file does not keep, and config.json states only the formula; "
-            "start from the model's own checkpoint"
-        )
-
-
-def _rope_scaling(keys: Keys, name: str, context: int) -> dict[str, Any] | None:
-    """As transformers' ``modeling_rope_utils.py`` computes what llama.cpp computes."""
-    kind = keys.text(f"{name}.rope.scaling.type", "")
-    if not kind:
-        kind = "linear" if f"{name}.rope.scale_linear" in keys else "none"
-    if kind == "none":
-        return None
-    older = keys.positive(f"{name}.rope.scale_linear", 1.0)
-    factor = keys.positive(f"{name}.rope.scaling.factor", older)
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise Unsupported(
-            f"the GGUF file's {name}.rope.scaling.type {kind!r} is not translated, only none, "
-            "linear and yarn; start from the model's own checkpoint"
-        )
-    scaling: dict[str, Any] = {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": keys.whole(
-            f"{name}.rope.scaling.original_context_length", 1, _MOST, context
-        ),
-    }
-    own = keys.positive(f"{name}.rope.scaling.attn_factor", 1.0)
-    if own != 1.0:
-        # llama.cpp multiplies its own factor, transformers' default, by this
-        scaling["attention_factor"] = own * (1.0 + 0.1 * math.log(factor))
-    return scaling

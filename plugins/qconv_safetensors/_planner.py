@@ -62,7 +62,7 @@ def read_job(request: PlanRequest) -> Job:
         Unsupported: the checkpoint is of a kind whose names are not known.
     """
     scheme = read_scheme(request)
-    view = view_of(request.model)
+    view = view_of(request.model, request.read)
     dtype = FLOATS.get(scheme.format) or model_dtype(view.config, request.model)
     return Job(model=request.model, view=view, scheme=scheme, dtype=dtype)
 

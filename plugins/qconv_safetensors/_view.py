@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from qconv.plugin import Dropped, ModelInfo, RowOrder
 
 
@@ -41,8 +43,10 @@ class HuggingFaceView:
     dropped: tuple[Dropped, ...] = ()
 
 
-def view_of(model: ModelInfo) -> HuggingFaceView:
+def view_of(model: ModelInfo, read: Callable[[str], torch.Tensor] | None = None) -> HuggingFaceView:
     """The checkpoint as it is; a GGUF file under the names that transformers has for it.
+
+    read: a tensor of the source, whole; None where none can be read
 
     Raises:
         Unsupported: a GGUF file of an architecture whose names are not known.
@@ -50,7 +54,7 @@ def view_of(model: ModelInfo) -> HuggingFaceView:
     if model.kind == "gguf":
         from ._gguf import as_hugging_face
 
-        return as_hugging_face(model)
+        return as_hugging_face(model, read)
     tensors = tuple(
         ViewTensor(name=info.name, source=info.name, shape=info.shape)
         for info in model.tensors.values()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
+from qconv._sources import whole_tensor
 from qconv.checkpoint import open_checkpoint
 from qconv_safetensors._gguf import as_hugging_face
 
@@ -26,7 +28,7 @@ def hugging_face(path: Path, folder: Path) -> Path:
     """The checkpoint that the view of a GGUF file stands for, in float32."""
     folder.mkdir(parents=True)
     with open_checkpoint(path) as checkpoint:
-        view = as_hugging_face(checkpoint.model)
+        view = as_hugging_face(checkpoint.model, partial(whole_tensor, checkpoint))
         weights = {}
         for tensor in view.tensors:
             shape = checkpoint.model.tensors[tensor.source].shape

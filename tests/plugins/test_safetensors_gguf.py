@@ -51,6 +51,13 @@ IDS = [3 + 7 * n % 500 for n in range(64)]
 # --- weights and config ---------------------------------------------------------------------------
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 MODELS: dict[str, dict[str, Any]] = {
     "grouped heads, untied": {},
@@ -423,18 +430,48 @@ def test_bad_metadata_is_refused(case: str, model: ModelInfo) -> None:
         as_hugging_face(with_keys(model, **changes))
 
 
-def test_stretched_frequencies_are_refused(tmp_path: Path, write_gguf: Write) -> None:
-    scaling = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    config = llama_config(rope_scaling=scaling)
-    path = write_gguf(save_model(tmp_path / "tiny", config, byte_level_files()), "f32")
-    with pytest.raises(Unsupported, match=r"'rope_freqs\.weight' stretches rotary frequencies"):
-        as_hugging_face(described(path))
+def frequencies(tmp_path: Path, write_gguf: Write, **changes: Any) -> Path:
+    config = llama_config(rope_theta=500000.0, rope_scaling={**LLAMA3, **changes})
+    return write_gguf(save_model(tmp_path / "tiny", config, byte_level_files()), "f32")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"factor": 32.0, "original_max_position_embeddings": 8192},
+        {"high_freq_factor": 8.0, "original_max_position_embeddings": 2048},
+    ],
+)
+def test_stretched_frequencies_become_their_formula(
+    changes: dict[str, Any], tmp_path: Path, write_gguf: Write
+) -> None:
+    path = frequencies(tmp_path, write_gguf, **changes)
+    back = hugging_face(path, tmp_path / "back")
+    config = json.loads((back / "config.json").read_bytes())
+    assert config["rope_scaling"] == {**LLAMA3, **changes}
+    torch.testing.assert_close(logits(back), logits(tmp_path / "tiny"), rtol=0, atol=0)
+    dropped = as_hugging_face(described(path), lambda name: torch.ones(32)).dropped
+    assert [each.name for each in dropped] == ["rope_freqs.weight"]
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [None, torch.linspace(1, 8, 32), torch.full((32,), 8.0), torch.rand(32), torch.ones(31) * 2],
+)
+def test_factors_of_another_formula_are_refused(
+    factors: torch.Tensor | None, tmp_path: Path, write_gguf: Write
+) -> None:
+    model = described(frequencies(tmp_path, write_gguf))
+    read = None if factors is None else lambda name: factors
+    with pytest.raises(Unsupported, match=r"'rope_freqs\.weight' stretches .* no formula which"):
+        as_hugging_face(model, read)
+
+
+def test_factors_of_1_stretch_nothing(tmp_path: Path, write_gguf: Write) -> None:
+    model = described(frequencies(tmp_path, write_gguf))
+    view = as_hugging_face(model, lambda name: torch.ones(32))
+    assert "rope_scaling" not in view.config
 
 
 def test_a_file_without_embedding_is_refused(model: ModelInfo) -> None:

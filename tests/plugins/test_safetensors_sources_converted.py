@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,19 @@ def test_a_gguf_converts_to_what_it_decodes_to(llama: Path, tmp_path: Path) -> N
     assert torch.equal(plain["model.layers.0.self_attn.q_proj.weight"][:32], rows[0:64:2])
     quantized = convert(path, "safetensors:int4,group_size=64", tmp_path)
     assert UP in SafetensorsReader(quantized.parent).encoded
+
+
+def test_a_gguf_of_llama_3_states_its_rotation_again(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = {**CONFIG, "rope_theta": 500000.0, "rope_scaling": scaling}
+    source = save_model(tmp_path / "tiny", config, byte_level_files(), torch.bfloat16)
+    path = convert(source, "gguf:f16", tmp_path)
+    folder = convert(path, "safetensors:bf16", tmp_path).parent
+    assert json.loads((folder / "config.json").read_bytes())["rope_scaling"] == scaling
+    assert not any("rope" in name for name in load_file(folder / "model.safetensors"))

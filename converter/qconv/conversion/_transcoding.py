@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,7 +156,7 @@ class _Job:
         max_ram: int | None,
     ) -> Plan:
         """The plan, in which every quantized tensor keeps its values, as far as grids tell."""
-        from qconv._sources import plugins_behind
+        from qconv._sources import plugins_behind, whole_tensor
         from qconv.planning import build_plan
 
         checkpoint, host = self.checkpoint, self.host
@@ -177,6 +178,7 @@ class _Job:
             plugins=list(dict.fromkeys([*plugins_behind(checkpoint, host), *labels])),
             held=checkpoint.held_grids,
             source_nbytes=self._nbytes(threads),
+            read=partial(whole_tensor, checkpoint),
         )
         for target in plan.targets:
             self._check(target)

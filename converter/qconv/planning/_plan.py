@@ -12,8 +12,10 @@ from qconv.planning._needs import Needs, estimate_needs
 from qconv.plugin import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import torch
 
     from qconv.grids import Grid
     from qconv.planning._calibrated import CalibrationPlan
@@ -192,6 +194,7 @@ def build_plan(
     held: Mapping[str, Grid] | None = None,
     families: Sequence[str] = (),
     source_nbytes: int = 0,
+    read: Callable[[str], torch.Tensor] | None = None,
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
 
@@ -203,6 +206,7 @@ def build_plan(
     held: in a transcoding, the grids that quantized tensors lie on
     families: the quantized sources that can be decoded, for messages
     source_nbytes: memory that reading the source takes
+    read: a tensor of the source, as :class:`PlanRequest` has it
 
     Raises:
         UnreadableInput: the source holds no tensors.
@@ -224,6 +228,7 @@ def build_plan(
                 importance=calibration is not None,
                 method=tuple(steps),
                 held=held or {},
+                read=read,
             ),
         )
         for label, backend, name, options in targets
