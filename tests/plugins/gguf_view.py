@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gguf_models import llama_config
 from safetensors.torch import save_file
 
 from qconv._sources import whole_tensor
 from qconv.checkpoint import open_checkpoint
+from qconv_gguf._container import Value
 from qconv_safetensors._gguf import as_hugging_face
 
 if TYPE_CHECKING:
     from qconv.plugin import ModelInfo
 
 
+#: The smallest model that holds a vocabulary.
+SMALL = llama_config(
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+
+
 def described(path: Path) -> ModelInfo:
     """The file as the host describes it."""
     with open_checkpoint(path) as checkpoint:
         return checkpoint.model
+
+
+def with_keys(model: ModelInfo, **changes: Any) -> ModelInfo:
+    """Metadata changed; ``__`` stands for a dot, None takes a key away."""
+    metadata = dict(model.metadata)
+    for name, value in changes.items():
+        key = name.replace("__", ".")
+        metadata.pop(key, None)
+        if value is not None:
+            metadata[key] = Value(0, value)
+    return replace(model, metadata=metadata)
 
 
 def hugging_face(path: Path, folder: Path) -> Path:

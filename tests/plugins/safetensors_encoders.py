@@ -7,12 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from qconv.plugin import EncodedTensor, ModelInfo, Source, TensorInfo
 
 if TYPE_CHECKING:
     from qconv.tensors import QuantTensor
+
+ROWS, COLUMNS, GROUP = 32, 64, 32
+X = "model.layers.0.mlp.up_proj"
 
 DTYPES = {
     torch.float32: "F32",
@@ -141,14 +145,108 @@ def values_of(
     codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, group: int
 ) -> torch.Tensor:
     """``scale * (code - zero)`` value by value: float32. zero, scale: (rows, groups)."""
-    rows, columns = codes.shape
-    out = torch.empty(rows, columns)
-    for row in range(rows):
-        for column in range(columns):
-            at = row % scale.shape[0], column // group % scale.shape[1]
-            step = float(codes[row, column]) - float(zero[row % zero.shape[0], at[1]])
-            out[row, column] = torch.tensor(float(scale[at])) * torch.tensor(step)
-    return out
+    numbers, zeros = codes.tolist(), zero.tolist()
+    scales = [[np.float32(value) for value in row] for row in scale.tolist()]
+    out = np.empty(codes.shape, np.float32)
+    for row, column in np.ndindex(*codes.shape):
+        own = scales[row % len(scales)]
+        at = column // group % len(own)
+        out[row, column] = own[at] * np.float32(numbers[row][column] - zeros[row % len(zeros)][at])
+    return torch.from_numpy(out)
+
+
+def compressed(weights: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+    group |= {key: changes.pop(key) for key in ("input_activations", "targets") if key in changes}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+        **changes,
+    }
+
+
+def int_weights(bits: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": GROUP,
+        **changes,
+    }
+
+
+def packed_tensors(
+    bits: int, scale: torch.Tensor, zero: torch.Tensor | None = None, pack: Any = stream
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Stored tensors of a packed weight, and its unsigned codes. zero: unsigned."""
+    codes = random_codes(ROWS, COLUMNS, bits)
+    tensors = {
+        f"{X}.weight_packed": rows_packed(codes, bits, pack),
+        f"{X}.weight_shape": torch.tensor([ROWS, COLUMNS]),
+        f"{X}.weight_scale": scale,
+    }
+    if zero is not None:
+        tensors[f"{X}.weight_zero_point"] = columns_packed(zero, bits, pack)
+    return tensors, codes
+
+
+def gptq_config(bits: int = 4, **changes: Any) -> dict[str, Any]:
+    config = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": GROUP,
+        "sym": True,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
+        **changes,
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def gptq_tensors(
+    bits: int, zero: torch.Tensor, *, less: int, order: bool = True, columns: int = COLUMNS
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Stored tensors, codes (out, in) and scales (out, groups). less: 1 in version 1."""
+    codes = random_codes(ROWS, columns, bits)
+    scale = random_scales(ROWS, zero.shape[1])
+    tensors = {
+        f"{X}.qweight": columns_packed(codes.t(), bits),
+        f"{X}.qzeros": rows_packed(zero.t() - less, bits),
+        f"{X}.scales": scale.t().contiguous(),
+    }
+    if order:
+        tensors[f"{X}.g_idx"] = torch.arange(columns, dtype=torch.int32) // GROUP
+    return tensors, codes, scale
+
+
+def awq_config(**changes: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": GROUP,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": None,
+        **changes,
+    }
+
+
+def awq_tensors(
+    groups: int = COLUMNS // GROUP,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    codes = random_codes(ROWS, COLUMNS, 4)
+    zero = random_codes(ROWS, 2, 4, seed=2)[:, :groups]
+    scale = random_scales(ROWS, groups)
+    tensors = {
+        f"{X}.qweight": awq_packed(codes.t()),
+        f"{X}.qzeros": awq_packed(zero.t()),
+        f"{X}.scales": scale.t().contiguous(),
+    }
+    return tensors, codes, zero, scale
 
 
 def _signed(word: int) -> int:

@@ -1,19 +1,23 @@
-"""Integer checkpoints decode to what their formats say, value by value."""
+"""Packed and plain integers of compressed-tensors decode to what the format says."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from safetensors_encoders import (
-    awq_packed,
+    COLUMNS,
+    GROUP,
+    ROWS,
+    X,
     columns_packed,
+    compressed,
     decoded,
     encoded,
+    int_weights,
     model_of,
+    packed_tensors,
     padded,
     random_codes,
     random_scales,
@@ -24,14 +28,7 @@ from safetensors_encoders import (
 )
 
 from qconv.errors import UnreadableInput, Unsupported
-from qconv_safetensors import qconv_sources
 from qconv_safetensors._sources._bits import unpack
-
-ROWS, COLUMNS, GROUP = 32, 64, 32
-X = "model.layers.0.mlp.up_proj"
-
-
-# --- packing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -46,48 +43,6 @@ def test_padded_words_unpack(bits: int) -> None:
     codes = random_codes(3, 64, bits)
     words = rows_packed(codes, bits, padded)
     assert torch.equal(unpack(words, bits, 64), codes.to(torch.uint8))
-
-
-# --- compressed-tensors ---------------------------------------------------------------------------
-
-
-def compressed(weights: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
-    group |= {key: changes.pop(key) for key in ("input_activations", "targets") if key in changes}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "ignore": ["lm_head"],
-        "config_groups": {"group_0": group},
-        **changes,
-    }
-
-
-def int_weights(bits: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "num_bits": bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": GROUP,
-        **changes,
-    }
-
-
-def packed_tensors(
-    bits: int, scale: torch.Tensor, zero: torch.Tensor | None = None, pack: Any = stream
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Stored tensors of a packed weight, and its unsigned codes. zero: unsigned."""
-    codes = random_codes(ROWS, COLUMNS, bits)
-    tensors = {
-        f"{X}.weight_packed": rows_packed(codes, bits, pack),
-        f"{X}.weight_shape": torch.tensor([ROWS, COLUMNS]),
-        f"{X}.weight_scale": scale,
-    }
-    if zero is not None:
-        tensors[f"{X}.weight_zero_point"] = columns_packed(zero, bits, pack)
-    return tensors, codes
 
 
 @pytest.mark.parametrize("pack", [stream, padded])
@@ -446,320 +401,3 @@ def test_scales_that_are_not_finite_are_refused() -> None:
     tensors, _ = packed_tensors(4, scale)
     with pytest.raises(UnreadableInput, match=r"1 of 64 scales are not finite"):
         decoded(tensors, compressed(int_weights(4)))
-
-
-# --- GPTQ -----------------------------------------------------------------------------------------
-
-
-def gptq_config(bits: int = 4, **changes: Any) -> dict[str, Any]:
-    config = {
-        "quant_method": "gptq",
-        "bits": bits,
-        "group_size": GROUP,
-        "sym": True,
-        "desc_act": False,
-        "checkpoint_format": "gptq",
-        **changes,
-    }
-    return {key: value for key, value in config.items() if value is not None}
-
-
-def gptq_tensors(
-    bits: int, zero: torch.Tensor, *, less: int, order: bool = True, columns: int = COLUMNS
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Stored tensors, codes (out, in) and scales (out, groups). less: 1 in version 1."""
-    codes = random_codes(ROWS, columns, bits)
-    scale = random_scales(ROWS, zero.shape[1])
-    tensors = {
-        f"{X}.qweight": columns_packed(codes.t(), bits),
-        f"{X}.qzeros": rows_packed(zero.t() - less, bits),
-        f"{X}.scales": scale.t().contiguous(),
-    }
-    if order:
-        tensors[f"{X}.g_idx"] = torch.arange(columns, dtype=torch.int32) // GROUP
-    return tensors, codes, scale
-
-
-@pytest.mark.parametrize("order", [True, False])
-@pytest.mark.parametrize(("named", "less"), [("gptq", 1), ("gptq_v2", 0), (None, 1), (None, 0)])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_symmetric_gptq_decodes(bits: int, named: str | None, less: int, order: bool) -> None:
-    zero = torch.full((ROWS, COLUMNS // GROUP), 1 << (bits - 1))
-    tensors, codes, scale = gptq_tensors(bits, zero, less=less, order=order)
-    found = decoded(tensors, gptq_config(bits, checkpoint_format=named))[f"{X}.weight"]
-    assert torch.equal(found.dequantize(), values_of(codes, zero, scale, GROUP))
-    assert found.grid.name == f"int{bits}_g32"
-
-
-@pytest.mark.parametrize(
-    ("changes", "less"),
-    [
-        ({"checkpoint_format": "gptq"}, 1),
-        ({"checkpoint_format": "gptq_v2"}, 0),
-        ({"checkpoint_format": None, "format": "gptq_v2"}, 0),
-        ({"checkpoint_format": None, "meta": {"quantizer": ["gptqmodel:1.4.0"]}}, 1),
-        ({"checkpoint_format": None, "provider": "auto-round"}, 1),
-    ],
-)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_asymmetric_gptq_decodes(bits: int, changes: dict[str, Any], less: int) -> None:
-    zero = random_codes(ROWS, COLUMNS // GROUP, bits, seed=2).clamp(min=less)
-    tensors, codes, scale = gptq_tensors(bits, zero, less=less)
-    found = decoded(tensors, gptq_config(bits, sym=False, **changes))[f"{X}.weight"]
-    assert torch.equal(found.dequantize(), values_of(codes, zero, scale, GROUP))
-    assert found.grid.name == f"uint{bits}_g32"
-
-
-def test_gptq_per_channel_decodes() -> None:
-    zero = torch.full((ROWS, 1), 8)
-    tensors, codes, scale = gptq_tensors(4, zero, less=1, order=False)
-    found = decoded(tensors, gptq_config(group_size=-1))[f"{X}.weight"]
-    assert torch.equal(found.dequantize(), values_of(codes, zero, scale, COLUMNS))
-    assert found.grid.name == "int4_channel"
-
-
-def test_modules_may_differ_by_pattern() -> None:
-    zero = torch.full((ROWS, COLUMNS // GROUP), 128)
-    tensors, codes, scale = gptq_tensors(8, zero, less=1)
-    dynamic = {"+:.*up_proj": {"bits": 8}, "-:.*down_proj": {}, ".*": {"bits": 2}}
-    found = decoded(tensors, gptq_config(4, dynamic=dynamic))[f"{X}.weight"]
-    assert torch.equal(found.dequantize(), values_of(codes, zero, scale, GROUP))
-
-
-def test_asymmetric_zero_points_of_no_version_are_refused_with_the_way_out() -> None:
-    zero = random_codes(ROWS, 2, 4, seed=2)
-    tensors, _, _ = gptq_tensors(4, zero, less=0)
-    with pytest.raises(Unsupported, match=r"asymmetric ones cannot tell; set checkpoint_format to"):
-        encoded(tensors, gptq_config(sym=False, checkpoint_format=None))
-
-
-def test_a_wrapped_zero_point_of_version_1_is_refused() -> None:
-    zero = torch.full((ROWS, 2), 16)
-    tensors, _, _ = gptq_tensors(4, zero, less=1)
-    with pytest.raises(Unsupported, match=r"64 zero-points are stored as 15 in GPTQ version 1"):
-        decoded(tensors, gptq_config(sym=False))
-
-
-@pytest.mark.parametrize(
-    ("named", "stored", "message"),
-    [
-        ("gptq", 8, r"qzeros hold 8, but a symmetric tensor of 4 bits has 7 everywhere"),
-        ("gptq_v2", 7, r"qzeros hold 7, but a symmetric tensor of 4 bits has 8 everywhere"),
-        (None, 6, r"qzeros hold 6, .* has 7 \(version 1\) or 8 \(version 2\) everywhere"),
-    ],
-)
-def test_symmetric_zero_points_of_another_version_are_refused(
-    named: str | None, stored: int, message: str
-) -> None:
-    tensors, _, _ = gptq_tensors(4, torch.full((ROWS, 2), stored), less=0)
-    with pytest.raises(UnreadableInput, match=message):
-        decoded(tensors, gptq_config(checkpoint_format=named))
-
-
-def test_mixed_symmetric_zero_points_are_refused() -> None:
-    zero = torch.tensor([[7, 8]] * ROWS)
-    tensors, _, _ = gptq_tensors(4, zero, less=0)
-    with pytest.raises(UnreadableInput, match=r"qzeros hold 7 to 8, but"):
-        decoded(tensors, gptq_config(checkpoint_format=None))
-
-
-@pytest.mark.parametrize("act_order", [True, False])
-def test_reordered_columns_are_refused(act_order: bool) -> None:
-    tensors, _, _ = gptq_tensors(4, torch.full((ROWS, 2), 8), less=1)
-    tensors[f"{X}.g_idx"] = torch.arange(COLUMNS, dtype=torch.int32) % 2
-    look = encoded if act_order else decoded  # desc_act: known before anything is decoded
-    with pytest.raises(Unsupported, match=r"up_proj\.g_idx': columns are not in the order of"):
-        look(tensors, gptq_config(desc_act=act_order))
-
-
-def test_act_order_within_groups_is_read() -> None:
-    tensors, _, _ = gptq_tensors(4, torch.full((ROWS, 2), 8), less=1)
-    assert len(encoded(tensors, gptq_config(desc_act=True))) == 1
-
-
-BAD_GPTQ: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
-    "bits": (Unsupported, r"GPTQ of 5 bits is not decoded, only of 2, 3, 4, 8", {"bits": 5}),
-    "no bits": (UnreadableInput, r"bits is None, but must be a whole number", {"bits": None}),
-    "other bits": (UnreadableInput, r"scales': shape \(2, 32\), but .* \(4, 32\)", {"bits": 2}),
-    "group": (UnreadableInput, r"group_size is 0, but must be a positive", {"group_size": 0}),
-    "ragged": (Unsupported, r"64 columns are not a multiple of group size 48", {"group_size": 48}),
-    "groups": (UnreadableInput, r"scales': shape \(2, 32\), but .* \(4, 32\)", {"group_size": 16}),
-    "layout": (Unsupported, r"'marlin' is not decoded", {"checkpoint_format": "marlin"}),
-    "layout's kind": (UnreadableInput, r"checkpoint_format is 2, but", {"checkpoint_format": 2}),
-    "marlin": (Unsupported, r"the Marlin layout is made for one", {"is_marlin_format": True}),
-    "words": (Unsupported, r"pack_dtype 'int64' is not decoded", {"pack_dtype": "int64"}),
-    "pattern": (UnreadableInput, r"dynamic: '\(' is no regular", {"dynamic": {"+:(": {}}}),
-    "left in float": (
-        UnreadableInput,
-        r"stored quantized, but config\.json's dynamic leaves '\.\*up_proj' in float",
-        {"dynamic": {"-:.*up_proj": {}}},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_GPTQ)
-def test_bad_gptq_is_refused(case: str) -> None:
-    error, message, changes = BAD_GPTQ[case]
-    tensors, _, _ = gptq_tensors(4, torch.full((ROWS, 2), 8), less=1)
-    with pytest.raises(error, match=message):
-        encoded(tensors, gptq_config(**changes))
-
-
-def test_transposed_layers_are_refused() -> None:
-    tensors, _, _ = gptq_tensors(4, torch.full((ROWS, 2), 8), less=1)
-    model = model_of(tensors, gptq_config())
-    model.config["model_type"] = "gpt2"
-    with pytest.raises(Unsupported, match=r"GPT-2's Conv1D layers hold their weights transposed"):
-        source("gptq").tensors(model, lambda name: tensors[name])
-
-
-def test_words_of_another_type_are_refused() -> None:
-    tensors, _, _ = gptq_tensors(4, torch.full((ROWS, 2), 8), less=1)
-    tensors[f"{X}.qweight"] = tensors[f"{X}.qweight"].long()
-    with pytest.raises(UnreadableInput, match=r"qweight': I64 \(8, 32\), but must be I32 of 2"):
-        encoded(tensors, gptq_config())
-
-
-def test_words_that_hold_no_whole_number_of_values_are_refused() -> None:
-    tensors, _, _ = gptq_tensors(3, torch.full((ROWS, 2), 4), less=1)
-    tensors[f"{X}.qweight"] = tensors[f"{X}.qweight"][:5]
-    with pytest.raises(UnreadableInput, match=r"5 words per column hold no whole number of 3-bit"):
-        encoded(tensors, gptq_config(3))
-
-
-# --- AWQ ------------------------------------------------------------------------------------------
-
-
-def awq_config(**changes: Any) -> dict[str, Any]:
-    return {
-        "quant_method": "awq",
-        "bits": 4,
-        "group_size": GROUP,
-        "zero_point": True,
-        "version": "gemm",
-        "modules_to_not_convert": None,
-        **changes,
-    }
-
-
-def awq_tensors(
-    groups: int = COLUMNS // GROUP,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-    codes = random_codes(ROWS, COLUMNS, 4)
-    zero = random_codes(ROWS, 2, 4, seed=2)[:, :groups]
-    scale = random_scales(ROWS, groups)
-    tensors = {
-        f"{X}.qweight": awq_packed(codes.t()),
-        f"{X}.qzeros": awq_packed(zero.t()),
-        f"{X}.scales": scale.t().contiguous(),
-    }
-    return tensors, codes, zero, scale
-
-
-def test_awq_decodes() -> None:
-    tensors, codes, zero, scale = awq_tensors()
-    found = decoded(tensors, awq_config())[f"{X}.weight"]
-    assert torch.equal(found.dequantize(), values_of(codes, zero, scale, GROUP))
-    assert found.grid.name == "uint4_g32"
-
-
-def test_awq_per_channel_decodes() -> None:
-    tensors, codes, zero, scale = awq_tensors(1)
-    found = decoded(tensors, awq_config(group_size=-1))[f"{X}.weight"]
-    assert torch.equal(found.dequantize(), values_of(codes, zero, scale, COLUMNS))
-
-
-BAD_AWQ: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
-    "version": (Unsupported, r"version 'gemv', .* is not decoded", {"version": "gemv"}),
-    "bits": (Unsupported, r"AWQ of 3 bits, version", {"bits": 3}),
-    "backend": (Unsupported, r"backend 'llm-awq' is not decoded", {"backend": "llm-awq"}),
-    "symmetric": (Unsupported, r"AWQ without zero-points is not decoded", {"zero_point": False}),
-    "group": (UnreadableInput, r"group_size is 0, but must be a positive", {"group_size": 0}),
-    "ragged": (Unsupported, r"64 columns are not a multiple of group size 48", {"group_size": 48}),
-    "groups": (UnreadableInput, r"scales': shape \(2, 32\), but .* \(4, 32\)", {"group_size": 16}),
-    "left out": (
-        UnreadableInput,
-        r"stored quantized, but config\.json's modules_to_not_convert",
-        {"modules_to_not_convert": ["up_proj"]},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_AWQ)
-def test_bad_awq_is_refused(case: str) -> None:
-    error, message, changes = BAD_AWQ[case]
-    tensors, *_ = awq_tensors()
-    with pytest.raises(error, match=message):
-        encoded(tensors, awq_config(**changes))
-
-
-# --- families -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "method", ["compressed-tensors", "gptq", "awq", "fp8", "bitsandbytes", "hqq", None, 3]
-)
-def test_a_family_recognizes_its_own(method: object) -> None:
-    model = model_of({}, {"quant_method": method})
-    found = [spec.name for spec in qconv_sources() if spec.recognizes(model)]
-    assert found == (
-        [method] if method in dict.fromkeys(spec.name for spec in qconv_sources()) else []
-    )
-
-
-@pytest.mark.parametrize(
-    ("file", "settings", "method"),
-    [
-        ("quantize_config.json", {"bits": 4, "group_size": GROUP, "sym": True}, "gptq"),
-        ("quant_config.json", {"w_bit": 4, "q_group_size": GROUP, "version": "GEMM"}, "awq"),
-    ],
-)
-def test_settings_of_older_checkpoints_lie_in_a_file(
-    file: str, settings: dict[str, Any], method: str
-) -> None:
-    tensors = gptq_tensors(4, torch.full((ROWS, 2), 8), less=1)[0]
-    tensors = tensors if method == "gptq" else awq_tensors()[0]
-    model = model_of(tensors, {})
-    del model.config["quantization_config"]
-    model = replace(model, files={file: json.dumps(settings).encode()})
-    assert [spec.name for spec in qconv_sources() if spec.recognizes(model)] == [method]
-    (found,) = source(method).tensors(model, lambda name: tensors[name])
-    assert found.grid.spec()["group_size"] == GROUP
-
-
-@pytest.mark.parametrize("data", [b"{", b"[]"])
-def test_settings_that_cannot_be_read_are_none(data: bytes) -> None:
-    tensors, *_ = awq_tensors()
-    model = model_of(tensors, {})
-    del model.config["quantization_config"]
-    model = replace(model, files={"quant_config.json": data})
-    assert not any(spec.recognizes(model) for spec in qconv_sources())
-
-
-def test_an_older_name_of_the_settings_is_known() -> None:
-    tensors, _ = packed_tensors(4, random_scales(ROWS, 2))
-    model = model_of(tensors, {})
-    model.config["compression_config"] = compressed(int_weights(4))
-    del model.config["quantization_config"]
-    assert [spec.name for spec in qconv_sources() if spec.recognizes(model)] == [
-        "compressed-tensors"
-    ]
-    assert len(source("compressed-tensors").tensors(model, lambda name: tensors[name])) == 1
-
-
-def test_a_router_left_in_float_is_not_its_neighbour() -> None:
-    tensors = {name.replace("up_proj", "gate_proj"): v for name, v in awq_tensors()[0].items()}
-    assert len(encoded(tensors, awq_config(modules_to_not_convert=["gate"]))) == 1
-
-
-def test_specs_load_their_sources() -> None:
-    for spec in qconv_sources():
-        assert type(spec.load()()).__name__.endswith("Source")
-
-
-def test_a_config_of_another_kind_is_refused() -> None:
-    model = model_of({}, {"quant_method": "gptq"})
-    model.config["quantization_config"] = "gptq"
-    assert not any(spec.recognizes(model) for spec in qconv_sources())
-    with pytest.raises(UnreadableInput, match=r"quantization_config is 'gptq', but must say how"):
-        source("gptq").tensors(model, lambda name: torch.zeros(1))
