@@ -369,6 +369,13 @@ def test_a_shape_is_not_read_unless_it_is_one() -> None:
         reader.tensors(model_of(tensors, compressed(int_weights(4))), read)
 
 
+def test_a_weight_stored_twice_is_refused() -> None:
+    tensors, _ = packed_tensors(4, random_scales(ROWS, 2))
+    tensors[f"{X}.weight"] = torch.ones(ROWS, COLUMNS)
+    with pytest.raises(UnreadableInput, match=r"up_proj\.weight': stored as it is and as 'model"):
+        encoded(tensors, compressed(int_weights(4)))
+
+
 def test_packed_tensors_under_a_plain_format_are_refused() -> None:
     tensors, _ = packed_tensors(8, random_scales(ROWS, 2))
     with pytest.raises(UnreadableInput, match=r"says its format stores one byte per value"):

@@ -350,6 +350,14 @@ def test_a_damaged_state_is_refused(data: bytes, message: str) -> None:
         encoded(tensors, BNB)
 
 
+def test_states_of_two_kinds_are_refused() -> None:
+    tensors, _ = four_bit()
+    name = f"{X}.weight.quant_state.bitsandbytes__"
+    tensors[f"{name}fp4"] = tensors[f"{name}nf4"]
+    with pytest.raises(UnreadableInput, match=r"has states of both nf4 and fp4"):
+        encoded(tensors, BNB)
+
+
 @pytest.mark.parametrize("which", ["quant_map", "nested_quant_map"])
 def test_other_tables_are_refused(which: str) -> None:
     tensors, _ = four_bit(nested=True)

@@ -17,7 +17,7 @@ from qconv.plugin import EncodedTensor
 from ._bits import unpack
 from ._families import quantization
 from ._section import shown
-from ._stored import SCALE_DTYPES, Module, finite, modules_with, own_parts
+from ._stored import SCALE_DTYPES, Module, finite, own_parts, packed_modules
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class AwqSource:
         if size == 0:
             config.refuse("group_size", "a positive whole number, or -1 for a whole row")
         left = config.texts("modules_to_not_convert")
-        return [_encoded(module, size, left) for module in modules_with(model, "qweight")]
+        return [_encoded(module, size, left) for module in packed_modules(model, "qweight")]
 
     def decode(self, tensor: EncodedTensor, parts: Mapping[str, torch.Tensor]) -> QuantTensor:
         """See :class:`qconv.plugin.Source`."""

@@ -154,6 +154,11 @@ def _is_number(value: object) -> bool:
 
 
 def _encoded(module: Module, kind: Literal["nf4", "fp4"], state: _State) -> EncodedTensor:
+    if all(module.find(_STATE + each) is not None for each in _KINDS):
+        raise UnreadableInput(
+            f"tensor {module.weight!r}: has states of both {' and '.join(_KINDS)}; nothing says "
+            "which of them counts, get the checkpoint anew from its publisher"
+        )
     rows, columns = state.shape
     blocks = rows * columns // state.block_size
     weight = module.need("weight", tuple(_STORAGE), 2)

@@ -21,7 +21,7 @@ from ._families import quantization
 from ._float8 import float8_codes, float8_parameters
 from ._integers import check_range, static_input
 from ._schemes import read_schemes
-from ._stored import SCALE_DTYPES, Module, finite, modules_with, own_parts
+from ._stored import SCALE_DTYPES, Module, finite, modules_with, own_parts, packed_modules
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class CompressedTensorsSource:
         schemes = read_schemes(quantization(model))
         packed = [
             _packed(module, schemes.of(module.name), read)
-            for module in modules_with(model, "weight_packed")
+            for module in packed_modules(model, "weight_packed")
         ]
         plain = [
             _plain(module, schemes.of(module.name))

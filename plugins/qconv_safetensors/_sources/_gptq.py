@@ -19,7 +19,7 @@ from qconv.plugin import EncodedTensor
 
 from ._bits import dense_words, signed, unpack
 from ._gptq_config import Settings, Version, read_settings
-from ._stored import SCALE_DTYPES, Module, finite, modules_with, own_parts
+from ._stored import SCALE_DTYPES, Module, finite, own_parts, packed_modules
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class GptqSource:
         """See :class:`qconv.plugin.Source`."""
         settings = read_settings(model)
         encoded = []
-        for module in modules_with(model, "qweight"):
+        for module in packed_modules(model, "qweight"):
             own = settings.of(module.name)
             encoded.append(_encoded(module, own))
             if own.act_order and module.find("g_idx") is not None:

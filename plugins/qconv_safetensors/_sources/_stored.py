@@ -100,6 +100,21 @@ def modules_with(model: ModelInfo, suffix: str) -> Iterator[Module]:
             yield Module(name=name.removesuffix(f".{suffix}"), tensors=model.tensors)
 
 
+def packed_modules(model: ModelInfo, suffix: str) -> Iterator[Module]:
+    """The modules whose weight is stored as ``suffix``, and not as a weight besides.
+
+    Raises:
+        UnreadableInput: a weight is stored both ways.
+    """
+    for module in modules_with(model, suffix):
+        if module.find("weight") is not None:
+            raise UnreadableInput(
+                f"tensor {module.weight!r}: stored as it is and as {module.full(suffix)!r}; "
+                "nothing says which of them counts, get the checkpoint anew from its publisher"
+            )
+        yield module
+
+
 def own_parts(name: str, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The parts of the weight ``name`` by what follows its module's name."""
     prefix = name.removesuffix("weight")
