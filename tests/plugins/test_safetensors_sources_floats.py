@@ -84,7 +84,7 @@ BAD_FP8: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "static": (UnreadableInput, r"input_scale': missing, but", {"activation_scheme": "static"}),
     "block": (
         UnreadableInput,
-        r"weight_block_size is \[0, 128\], but must be a list of 2 positive",
+        r"weight_block_size is \[0, 128\], but must be a list of 2 whole numbers from 1 to 65536",
         {"weight_block_size": [0, 128]},
     ),
     "other blocks": (

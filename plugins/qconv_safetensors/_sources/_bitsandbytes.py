@@ -129,7 +129,7 @@ def _checked_state(section: Section, kind: str) -> _State:
     size = section.whole("blocksize", 1, _MAX_SIZE)
     shape = section.values.get("shape")
     rank = len(shape) if isinstance(shape, list) else 2
-    sizes = section.wholes("shape", rank)
+    sizes = section.wholes("shape", rank, _MAX_SIZE - 1)
     if sizes is None or prod(sizes) > _MAX_SIZE * 64:
         section.refuse("shape", "rows and columns")
     if len(sizes) != 2 or size not in _BLOCK_SIZES or sizes[1] % size:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from qconv.plugin import EncodedTensor
 
+#: Rows or columns of one scale: no grid takes more, and no model has any use for them.
+LARGEST_BLOCK = 1 << 16
 #: All bits but the sign: the only patterns that are not a number.
 _NAN = 0x7F
 

@@ -17,7 +17,7 @@ from qconv.errors import UnreadableInput, Unsupported
 from qconv.plugin import EncodedTensor
 
 from ._families import quantization
-from ._float8 import float8_codes, float8_parameters
+from ._float8 import LARGEST_BLOCK, float8_codes, float8_parameters
 from ._integers import static_input
 from ._section import shown
 from ._stored import SCALE_DTYPES, Module, own_parts
@@ -46,7 +46,7 @@ class Fp8Source:
         """See :class:`qconv.plugin.Source`."""
         config = quantization(model)
         _check_config(config)
-        block = config.wholes("weight_block_size", 2)
+        block = config.wholes("weight_block_size", 2, LARGEST_BLOCK)
         left = config.texts("modules_to_not_convert")
         return [_encoded(module, config, block, left) for module in _modules(model)]
 

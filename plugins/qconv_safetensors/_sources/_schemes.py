@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qconv.errors import UnreadableInput, Unsupported
 
+from ._float8 import LARGEST_BLOCK
 from ._section import Section, shown
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _scheme(group: Section, default: str) -> Scheme:
         symmetric=weights.flag("symmetric", default=True),
         strategy=strategy,
         group_size=group_size,
-        block=weights.wholes("block_structure", 2),
+        block=weights.wholes("block_structure", 2, LARGEST_BLOCK),
         activation=_activation(group.section("input_activations")),
     )
 
@@ -178,7 +179,7 @@ def _strategy(
         )
     if found == "group" and (group_size is None or group_size < 1):
         weights.refuse("group_size", "a positive whole number with strategy 'group'")
-    if found == "block" and weights.wholes("block_structure", 2) is None:
+    if found == "block" and weights.wholes("block_structure", 2, LARGEST_BLOCK) is None:
         weights.refuse("block_structure", "rows and columns with strategy 'block'")
     # mypy does not narrow by membership
     strategy: Literal["tensor", "channel", "group", "block"] = found  # type: ignore[assignment]

@@ -56,14 +56,17 @@ class Section:
             self.refuse(key, "a list of strings")
         return tuple(value)
 
-    def wholes(self, key: str, count: int) -> tuple[int, ...] | None:
-        """A list of ``count`` positive whole numbers; None when absent."""
+    def wholes(self, key: str, count: int, high: int) -> tuple[int, ...] | None:
+        """A list of ``count`` whole numbers from 1 to ``high``; None when absent."""
         value = self.values.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != count or not all(map(_positive, value)):
-            self.refuse(key, f"a list of {count} positive whole numbers")
-        return tuple(value)
+        sizes = value if isinstance(value, list) else []
+        if len(sizes) != count or not all(
+            type(each) is int and 1 <= each <= high for each in sizes
+        ):
+            self.refuse(key, f"a list of {count} whole numbers from 1 to {high}")
+        return tuple(sizes)
 
     def section(self, key: str) -> Section | None:
         """An object within; None when absent."""
@@ -92,7 +95,3 @@ class Section:
     def _value(self, key: str, default: object) -> Any:  # noqa: ANN401 -- whatever the file holds
         value = self.values.get(key)
         return default if value is None else value
-
-
-def _positive(value: object) -> bool:
-    return type(value) is int and 0 < value < 2**31
