@@ -6,18 +6,22 @@ BIN := $(VENV)/bin
 MODELS := .models
 READY := $(VENV)/.ready
 MODEL := $(MODELS)/smollm2-135m-wide/config.json
-# for `make bench`: where llama.cpp's own tools are, if they are installed; for `make
-# bench-quality`: --peers FOLDER with what tests/bench/peers made, and other options of quality.py
+# for `make bench`: where peers' own tools are, if they are installed, as tests/bench/whole.py takes
+# them; for `make bench-quality`: --peers FOLDER with what tests/bench/peers made, and other options
+# of quality.py
 PEERS ?=
+# for `make consumers`: --vllm PYTHON --gptqmodel PYTHON, of environments that have these runtimes
+CONSUMERS ?=
 
-.PHONY: help demo test lint bench bench-quality gpu-check schemas clean
+.PHONY: help demo test lint bench bench-quality consumers gpu-check schemas clean
 
 help:
 	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
 	@echo "make test     run all tests"
 	@echo "make lint     ruff, mypy, import contracts"
-	@echo "make bench    speed, memory and error against llama.cpp, as ratios"
+	@echo "make bench    speed, memory and error against llama.cpp and others, as ratios"
 	@echo "make bench-quality  KL divergence, CPU seconds and memory of every method, beside its peers"
+	@echo "make consumers  every safetensors format in every runtime: perplexity against the decoded weights"
 	@echo "make gpu-check  on a machine with CUDA: the GPU path gives the CPU's bytes"
 	@echo "make schemas  write schemas/ anew"
 
@@ -49,10 +53,15 @@ lint: $(READY)
 bench: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/encode.py --model $(MODELS)/smollm2-135m-wide
 	$(BIN)/python tests/bench/whole.py $(PEERS)
+	$(BIN)/python tests/bench/whole.py --to safetensors:int4 $(PEERS)
 
 bench-quality: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/quality.py run --wide $(MODELS)/smollm2-135m-wide \
 		--narrow $(MODELS)/smollm2-135m --out out/quality $(PEERS)
+
+consumers: $(READY) $(MODEL)
+	$(BIN)/python tests/consumers/matrix.py --model $(MODELS)/smollm2-135m-wide \
+		--out out/consumers $(CONSUMERS)
 
 gpu-check: $(READY)
 	$(BIN)/pytest tests/gpu -ra

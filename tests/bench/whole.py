@@ -1,11 +1,14 @@
-"""The whole command on about 1.17 billion random weights, against llama.cpp's own tools.
+"""The whole command on about 1.17 billion random weights, against the peers' own tools.
 
     python tests/bench/whole.py
     python tests/bench/whole.py --convert convert_hf_to_gguf.py --quantize llama-quantize
+    python tests/bench/whole.py --to safetensors:int4 --llm-compressor PYTHON --gptqmodel PYTHON
 
-Prints wall seconds, CPU seconds and peak memory of each command, and qconv's as ratios of the sum
-of llama.cpp's two. The peers run only when their paths are given: they live in their own
-environment. Every command runs once unmeasured first, so that all find their files cached.
+Prints wall seconds, CPU seconds and peak memory of each command, and qconv's as ratios of each
+peer's; llama.cpp's are the sum of its two commands. The peers run only when they are given, as they
+live in environments of their own, and only for their format: llama.cpp for GGUF, llm-compressor
+and GPTQModel, both rounding to nearest in groups of 128, for safetensors. Every command runs once
+unmeasured first, so that all find their files cached and their code compiled.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from safetensors.torch import save_file
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, VOCAB = 2048, 16, 32, 8, 8192, 49152
 TOKENIZER = Path(__file__).parents[2] / ".models" / "smollm2-135m"
+PEERS = Path(__file__).parent / "peers"
 
 
 @dataclass(frozen=True)
@@ -112,39 +116,82 @@ def measure(command: list[str]) -> Figures:
     return Figures(wall=wall, cpu=cpu, peak_mb=peak_mb)
 
 
-def commands(options: argparse.Namespace, work: Path) -> dict[str, list[list[str]]]:
+Commands = dict[str, list[list[str]]]
+
+
+def commands(options: argparse.Namespace, work: Path) -> Commands:
     """Each contender's commands, one after the other."""
-    model, float16 = work / "random-1b", work / "f16.gguf"
-    threads = str(options.threads)
-    all_commands = {
-        "qconv": [[
-            str(Path(sys.executable).parent / "qconv"), str(model), "--to", "gguf:q4_k_m",
-            "--out", str(work / "qconv"), "--force", "--quiet", "--threads", threads,
-        ]],
+    qconv = {
+        "qconv" if len(options.to) == 1 else f"qconv {target}": [[
+            str(Path(sys.executable).parent / "qconv"), str(work / "random-1b"), "--to", target,
+            "--out", str(work / "qconv"), "--force", "--quiet",
+            "--threads", str(options.threads),
+        ]]
+        for target in options.to
     }  # fmt: skip
-    if options.convert and options.quantize:
-        all_commands["llama.cpp"] = [
-            [options.python, options.convert, str(model), "--outtype", "f16",
-             "--outfile", str(float16)],
-            [options.quantize, str(float16), str(work / "peer.gguf"), "Q4_K_M", threads],
-        ]  # fmt: skip
-    return all_commands
+    backends = {target.partition(":")[0] for target in options.to}
+    peers: Commands = {}
+    if "gguf" in backends:
+        peers |= _gguf_peers(options, work)
+    if "safetensors" in backends:
+        peers |= _safetensors_peers(options, work)
+    return qconv | peers
+
+
+def _gguf_peers(options: argparse.Namespace, work: Path) -> Commands:
+    if not (options.convert and options.quantize):
+        return {}
+    float16 = work / "f16.gguf"
+    convert = [options.python, options.convert, str(work / "random-1b")]
+    quantize = [options.quantize, str(float16), str(work / "peer.gguf"), "Q4_K_M"]
+    return {
+        "llama.cpp": [
+            [*convert, "--outtype", "f16", "--outfile", str(float16)],
+            [*quantize, str(options.threads)],
+        ]
+    }
+
+
+def _safetensors_peers(options: argparse.Namespace, work: Path) -> Commands:
+    """llm-compressor with zero-points, as qconv's int4 has them; GPTQModel without, its default."""
+    asked = {
+        "llm-compressor": (options.llm_compressor, "llm_compressor.py", "rtn-asym"),
+        "gptqmodel": (options.gptqmodel, "gptq_model.py", "rtn-sym"),
+    }
+    settings = ["--group-size", "128", "--threads", str(options.threads)]
+    return {
+        peer: [
+            [python, str(PEERS / script), str(work / "random-1b"), str(work / peer),
+             "--scheme", scheme, *settings]
+        ]
+        for peer, (python, script, scheme) in asked.items()
+        if python
+    }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--convert", help="llama.cpp's convert_hf_to_gguf.py")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
-    parser.add_argument("--quantize", help="llama.cpp's llama-quantize")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parse()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "random-1b").mkdir()
         make_checkpoint(work / "random-1b")
         report(run_all(commands(options, work), options.runs), as_json=options.json)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--to", nargs="+", default=["gguf:q4_k_m"], help="qconv's targets, by turns"
+    )
+    parser.add_argument("--convert", help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
+    parser.add_argument("--quantize", help="llama.cpp's llama-quantize")
+    parser.add_argument("--llm-compressor", help="Python of an environment that has it")
+    parser.add_argument("--gptqmodel", help="Python of an environment that has GPTQModel")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
 
 
 def run_all(contenders: dict[str, list[list[str]]], runs: int) -> dict[str, Figures]:
@@ -173,15 +220,19 @@ def report(figures: dict[str, Figures], *, as_json: bool) -> None:
     for name, figure in figures.items():
         print(f"{name:10} wall {figure.wall:6.1f} s   CPU {figure.cpu:6.1f} s   "
               f"peak {figure.peak_mb:5.0f} MB")  # fmt: skip
-    if "llama.cpp" in figures:
-        ours, theirs = figures["qconv"], figures["llama.cpp"]
-        ratios = {
-            "wall": ours.wall / theirs.wall,
-            "CPU": ours.cpu / theirs.cpu,
-            "peak": ours.peak_mb / theirs.peak_mb,
-        }
-        said = ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
-        print(f"qconv / llama.cpp: {said}")
+    ours = {name: figure for name, figure in figures.items() if name.startswith("qconv")}
+    for peer in [name for name in figures if name not in ours]:
+        for name in ours:
+            print(f"{name} / {peer}: {_ratios(figures[name], figures[peer])}")
+
+
+def _ratios(ours: Figures, theirs: Figures) -> str:
+    ratios = {
+        "wall": ours.wall / theirs.wall,
+        "CPU": ours.cpu / theirs.cpu,
+        "peak": ours.peak_mb / theirs.peak_mb,
+    }
+    return ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import figures
 
-SCHEMES = ("gptq-sym", "gptq-asym", "awq-asym")
+SCHEMES = ("rtn-sym", "gptq-sym", "gptq-asym", "awq-asym")
 
 
 def parse() -> argparse.Namespace:
@@ -25,10 +25,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--scheme", choices=SCHEMES, required=True)
     parser.add_argument("--group-size", type=int, default=64, help="columns per scale")
-    parser.add_argument("--tokens", type=Path, required=True, help="what make_windows.py wrote")
+    parser.add_argument("--tokens", type=Path, help="what make_windows.py wrote")
     parser.add_argument("--windows", type=int, help="only this many of them, evenly spaced")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
+
+
+def calibration(options: argparse.Namespace) -> list[dict[str, object]] | None:
+    """One window per entry; None for rounding to nearest, which reads none."""
+    import torch
+    from safetensors.torch import load_file
+
+    if options.scheme.startswith("rtn"):
+        return None
+    if options.tokens is None:
+        raise SystemExit(f"--scheme {options.scheme} calibrates: give --tokens")
+    tokens = load_file(options.tokens)["tokens"]
+    if options.windows:
+        tokens = tokens[torch.linspace(0, len(tokens) - 1, options.windows).long()]
+    return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in tokens]
 
 
 def main() -> None:
@@ -36,28 +51,26 @@ def main() -> None:
     figures.limit_threads(options.threads)
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     import torch
-    from gptqmodel import GPTQModel, QuantizeConfig, __version__
-    from safetensors.torch import load_file
+    from gptqmodel import GPTQModel, QuantizeConfig, RTNConfig, __version__
 
     torch.set_num_threads(options.threads)
-    tokens = load_file(options.tokens)["tokens"]
-    if options.windows:
-        tokens = tokens[torch.linspace(0, len(tokens) - 1, options.windows).long()]
+    data = calibration(options)
     method, _, kind = options.scheme.rpartition("-")
     settings = {"quant_method": "awq", "format": "gemm"} if method == "awq" else {}
-    config = QuantizeConfig(
+    make = RTNConfig if method == "rtn" else QuantizeConfig
+    config = make(
         bits=4, group_size=options.group_size, sym=kind == "sym", device="cpu", **settings
     )
     model = GPTQModel.load(str(options.model), config)
     watch = figures.Stopwatch.start()
-    model.quantize([{"input_ids": w, "attention_mask": torch.ones_like(w)} for w in tokens])
+    model.quantize(data)
     quantizing = watch.seconds()
     model.save(str(options.out))
     figures.report(
         "gptqmodel",
         options.scheme,
         quantizing=quantizing,
-        windows=len(tokens),
+        windows=len(data) if data else 0,
         group_size=options.group_size,
         threads=options.threads,
         version=__version__,
