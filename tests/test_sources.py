@@ -155,6 +155,14 @@ def test_the_plan_counts_the_memory_of_decoding(tmp_path):
 
 
 @pytest.mark.usefixtures("toy_packed")
+def test_the_plan_tells_how_the_source_is_stored(tmp_path):
+    small_packed(tmp_path)
+    source = qconv.plan(tmp_path, "toypack:float").to_json()["source"]
+    assert source["quantized"] == "toy-packed"
+    assert source["nbytes"] == 2 * (6 * 64 + 6 * 2 * 2) + 11 * 64 * 2
+
+
+@pytest.mark.usefixtures("toy_packed")
 def test_the_request_names_the_steps_of_the_chain(tmp_path, monkeypatch):
     from toy_packed import PackedBackend
 

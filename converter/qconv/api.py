@@ -252,9 +252,10 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
     """Plan it, and refuse what the caller set limits to."""
     from qconv._sources import plugins_behind, whole_tensor
     from qconv.conversion import check_outputs
-    from qconv.planning import build_plan, check_fallbacks, chosen_threads
+    from qconv.planning import build_plan, check_fallbacks, chosen_threads, source_facts
 
     host, request, chain = chosen.host, chosen.request, chosen.chain
+    threads = chosen_threads(request.threads)
     specs: list[MethodSpec | BackendSpec] = [step.spec for step in chain.steps]
     specs += [target.backend for target, _ in chosen.targets]
     labels = [host.owner(spec).label for spec in specs]
@@ -269,14 +270,13 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
             for target, options in chosen.targets
         ],
         allow_unused=request.allow_unused,
-        threads=chosen_threads(request.threads),
+        threads=threads,
         max_ram=request.max_ram,
         warnings=checkpoint.warnings,
         plugins=list(dict.fromkeys([*plugins_behind(checkpoint, host), *labels])),
         calibration=_plan_calibration(chosen, checkpoint),
         steps=[step.spec.name for step in chain.steps],
-        families=[family.name for family in host.sources],
-        source_nbytes=checkpoint.working_nbytes(chosen_threads(request.threads)),
+        facts=source_facts(checkpoint, host, threads),
         read=partial(whole_tensor, checkpoint),
     )
     check_fallbacks(made, request.max_fallback)

@@ -123,4 +123,7 @@ def test_inspect_shows_grids_as_types(qconv_cli: Cli, model: Path) -> None:
 def test_plan_warns_that_quantizing_twice_loses_twice(qconv_cli: Cli, model: Path) -> None:
     ran = qconv_cli("plan", str(model), "--to", "toypack:same")
     assert ran.code == 0
+    assert words(ran.out)[0] == (
+        f"{model}: 4 tensors, 1.5 k weights, 2.2 kB (safetensors, quantized: toy-packed)"
+    )
     assert "quantizing twice loses twice" in ran.err

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import qconv
 import toy_packed
-from checkpoint.written import hf_directory
+from checkpoint.written import hf_directory, quantized_gguf
 from qconv.checkpoint import DecodedCheckpoint, open_checkpoint
 from qconv.errors import BrokenPlugin, OutputExists, UnreadableInput, Unsupported, UsageError
 from qconv.grids import ActivationGrid, UniformGrid
@@ -152,6 +152,12 @@ def test_a_float_checkpoint_has_nothing_to_transcode(tmp_path):
     refused(tmp_path, "toypack:same", match, UsageError)
     save_packed(tmp_path / "model", {}, {"a.weight": torch.ones(2, 2)})
     refused(tmp_path, "toypack:same", match, UsageError)
+
+
+def test_a_gguf_is_refused_with_what_to_do(tmp_path):
+    quantized_gguf(tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match="codes of a GGUF are not carried over .*qconv convert"):
+        qconv.transcode(tmp_path / "model.gguf", "toypack:same", out=tmp_path)
 
 
 def test_a_target_that_would_round_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qconv._recent import Recent
 from qconv.checkpoint._encoded import decode, encoded_tensors
 from qconv.checkpoint._stored import torch_dtype
+from qconv.errors import UnreadableInput
 from qconv.plugin import TensorInfo
 
 if TYPE_CHECKING:
@@ -223,12 +224,21 @@ def _nbytes(tensor: EncodedTensor) -> int:
 
 
 def _plain(model: ModelInfo, encoded: Mapping[str, EncodedTensor]) -> ModelInfo:
-    """The model with its quantized tensors in the place of the first of their parts."""
-    config = _without_settings(model.config)
+    """The model with its quantized tensors in the place of the first of their parts.
+
+    Raises:
+        UnreadableInput: config.json is nested too deep to be written anew.
+    """
     files = {name: data for name, data in model.files.items() if name not in _SETTINGS_FILES}
-    if "config.json" in files:
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        files["config.json"] = f"{text}\n".encode("utf-8", "surrogatepass")
+    try:
+        config = _without_settings(model.config)
+        if "config.json" in files:
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            files["config.json"] = f"{text}\n".encode("utf-8", "surrogatepass")
+    except RecursionError as error:
+        raise UnreadableInput(
+            f"{model.name}: config.json is nested too deep; it is damaged or hostile, get it anew"
+        ) from error
     tensors = {info.name: info for info in _infos(model, encoded)}
     return replace(model, config=config, files=files, tensors=tensors)
 

@@ -58,10 +58,6 @@ class FileCheckpoint:
         """Bytes of all weight files, headers included."""
         return sum(opened.file.size for opened in self._files)
 
-    def working_nbytes(self, threads: int) -> int:  # noqa: ARG002 - others' hangs on them
-        """Memory that reading on ``threads`` takes besides the rows in hand: next to none."""
-        return 0
-
     def fingerprint(self) -> str:
         """SHA-256, as hex, over names, sizes, modification times and headers of the files.
 

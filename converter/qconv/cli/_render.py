@@ -35,7 +35,7 @@ def render_plan(plan: Plan, *, every_tensor: bool = False) -> None:
     write_line(
         f"{plan.source}: {len(tensors)} tensors, "
         f"{format_count(sum(tensor.numel for tensor in tensors))} weights, "
-        f"{format_bytes(sum(tensor.nbytes for tensor in tensors))} ({plan.model.kind})"
+        f"{format_bytes(plan.source_nbytes)} ({_kind(plan)})"
     )
     for target in plan.targets:
         _render_target(plan, target, every_tensor=every_tensor)
@@ -44,6 +44,11 @@ def render_plan(plan: Plan, *, every_tensor: bool = False) -> None:
         f"disk {format_bytes(plan.needs.disk_nbytes)}, memory up to "
         f"{format_bytes(plan.needs.ram_nbytes)} with {plan.threads} threads"
     )
+
+
+def _kind(plan: Plan) -> str:
+    family = plan.facts.family
+    return plan.model.kind if family is None else f"{plan.model.kind}, quantized: {family}"
 
 
 def _calibrated(plan: Plan) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qconv._sources import OpenedSource
     from qconv.conversion._artifact import Artifact
     from qconv.conversion._json import TranscodingJson
-    from qconv.planning import Plan, TargetPlan
+    from qconv.planning import Plan, SourceFacts, TargetPlan
     from qconv.plugin import Event, TensorPlan
 
 #: What takes the place of the method in plans and results.
@@ -131,6 +131,10 @@ def transcode(
 def _quantized(opened: OpenedSource, path: str | Path, host: Host) -> DecodedCheckpoint:
     if isinstance(opened, DecodedCheckpoint) and opened.encoded:
         return opened
+    if opened.model.kind == "gguf":
+        raise UsageError(
+            f"{path}: the codes of a GGUF are not carried over to other formats; use qconv convert"
+        )
     families = ", ".join(spec.name for spec in host.sources) or "none"
     raise UsageError(
         f"{path}: nothing to transcode: it is no quantized checkpoint that a plugin decodes "
@@ -177,7 +181,7 @@ class _Job:
             warnings=checkpoint.stored.warnings,
             plugins=list(dict.fromkeys([*plugins_behind(checkpoint, host), *labels])),
             held=checkpoint.held_grids,
-            source_nbytes=self._nbytes(threads),
+            facts=self._facts(threads),
             read=partial(whole_tensor, checkpoint),
         )
         for target in plan.targets:
@@ -194,15 +198,18 @@ class _Job:
             if plan.grid is not None
         )
 
-    def _nbytes(self, threads: int) -> int:
-        """Memory of decoding and re-coding, and of the proof, which comes after them."""
+    def _facts(self, threads: int) -> SourceFacts:
+        """Those of the source, with the memory of re-coding and of the proof, which comes after."""
+        from qconv.planning import source_facts
+
         checkpoint = self.checkpoint
+        facts = source_facts(checkpoint, self.host, threads)
         tensors = checkpoint.model.tensors.values()
         largest = max((info.numel for info in tensors), default=0)
         packed = max(prod(tensor.shape) for tensor in checkpoint.encoded.values())
         proof = max(BYTES_IN_PROOF * largest, BYTES_IN_PROOF_OF_PACKED * packed)
         carrying = (2 * KEPT + BYTES_IN_CARRYING * threads) * packed
-        return checkpoint.working_nbytes(threads) + max(carrying, proof)
+        return replace(facts, reading_nbytes=facts.reading_nbytes + max(carrying, proof))
 
     def _check(self, target: TargetPlan) -> None:
         """Refuse a target that would round or decode.

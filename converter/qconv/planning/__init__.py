@@ -14,12 +14,14 @@ from qconv.planning._plan import (
     rows_stand_alone,
     tensor_nbytes,
 )
+from qconv.planning._source import SourceFacts, source_facts
 
 __all__ = [
     "CalibrationPlan",
     "Needs",
     "Plan",
     "PlanJson",
+    "SourceFacts",
     "TargetPlan",
     "build_plan",
     "check_disk",
@@ -30,5 +32,6 @@ __all__ = [
     "matrix_shape",
     "plan_calibration",
     "rows_stand_alone",
+    "source_facts",
     "tensor_nbytes",
 ]

@@ -8,7 +8,10 @@ from typing_extensions import TypedDict
 
 
 class SourceJson(TypedDict):
-    """The checkpoint. weights: values in all tensors; nbytes: bytes of their data."""
+    """The checkpoint. weights: values in all tensors; nbytes: bytes of their data on disk.
+
+    quantized: what kind of quantized checkpoint it is; null for a plain one
+    """
 
     path: str
     kind: Literal["safetensors", "gguf"]
@@ -16,6 +19,7 @@ class SourceJson(TypedDict):
     tensors: int
     weights: int
     nbytes: int
+    quantized: Optional[str]  # noqa: UP045 - read at run time, on Python 3.10 too
 
 
 class NeedsJson(TypedDict):

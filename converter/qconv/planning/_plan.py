@@ -9,6 +9,7 @@ from qconv.errors import GateFailed, UnreadableInput, Unsupported
 from qconv.planning._accounting import listed, refuse_unused, unused_tensors
 from qconv.planning._borders import check_layout, check_plans
 from qconv.planning._needs import Needs, estimate_needs
+from qconv.planning._source import SourceFacts
 from qconv.plugin import PlanRequest
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from qconv.planning._calibrated import CalibrationPlan
     from qconv.planning._json import PlanJson, TargetJson, TensorJson
     from qconv.plugin import Backend, Layout, ModelInfo, TensorPlan, TensorPlans
+
+_PLAIN = SourceFacts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,7 @@ class Plan:
     """A whole conversion before its first byte.
 
     source: the checkpoint's path
+    facts: how it is stored
     method: the method chain, ``rtn``; ``transcode`` where codes are kept
     streams: the method treats every row on its own, so tensors flow in slabs of rows
     calibration: None when the method needs no forward pass
@@ -144,6 +148,14 @@ class Plan:
     warnings: tuple[str, ...]
     threads: int
     plugins: tuple[str, ...]
+    facts: SourceFacts = _PLAIN
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes of the source's tensors on disk."""
+        if self.facts.nbytes is not None:
+            return self.facts.nbytes
+        return sum(info.nbytes for info in self.model.tensors.values())
 
     def to_json(self) -> PlanJson:
         """The plan as JSON-able data (``schemas/plan.schema.json``)."""
@@ -155,7 +167,8 @@ class Plan:
                 "name": self.model.name,
                 "tensors": len(self.model.tensors),
                 "weights": sum(info.numel for info in tensors),
-                "nbytes": sum(info.nbytes for info in tensors),
+                "nbytes": self.source_nbytes,
+                "quantized": self.facts.family,
             },
             "method": self.method,
             "calibration": self.calibration.to_json() if self.calibration else None,
@@ -192,8 +205,7 @@ def build_plan(
     calibration: CalibrationPlan | None = None,
     steps: Sequence[str] = (),
     held: Mapping[str, Grid] | None = None,
-    families: Sequence[str] = (),
-    source_nbytes: int = 0,
+    facts: SourceFacts = _PLAIN,
     read: Callable[[str], torch.Tensor] | None = None,
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
@@ -204,8 +216,7 @@ def build_plan(
     calibration: None when the method needs no forward pass
     steps: names of the method chain's steps, as :class:`PlanRequest` has them
     held: in a transcoding, the grids that quantized tensors lie on
-    families: the quantized sources that can be decoded, for messages
-    source_nbytes: memory that reading the source takes
+    facts: how the source is stored, and what reading it takes
     read: a tensor of the source, as :class:`PlanRequest` has it
 
     Raises:
@@ -216,7 +227,7 @@ def build_plan(
         NotEnoughResources: ``max_ram`` is too small.
     """
     _refuse_empty(source, model)
-    _refuse_quantized(source, model, families)
+    _refuse_quantized(source, model, facts.families)
     requests = [
         (
             label,
@@ -238,6 +249,7 @@ def build_plan(
         source=source,
         out=out,
         model=model,
+        facts=facts,
         method=method,
         streams=streams,
         calibration=calibration,
@@ -247,7 +259,7 @@ def build_plan(
             threads,
             max_ram,
             streams=streams,
-            extra_nbytes=source_nbytes + (calibration.nbytes if calibration else 0),
+            extra_nbytes=facts.reading_nbytes + (calibration.nbytes if calibration else 0),
         ),
         warnings=(*warnings, *_plan_warnings(planned)),
         threads=threads,
