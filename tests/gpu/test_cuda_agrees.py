@@ -25,7 +25,7 @@ from qconv.grids import (
     _codebook_fit,
     _uniform_fit,
 )
-from qconv.kernels import codebook, reference, search, uniform
+from qconv.kernels import codebook, floats, reference, search, uniform
 
 BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 SUPER_BLOCKS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
@@ -100,6 +100,8 @@ def as_on(device: str) -> Iterator[None]:
         mock.patch.object(uniform, "codes", uniform.codes_reference),
         mock.patch.object(_codebook_fit, "searched", _codebook_fit.searched_reference),
         mock.patch.object(codebook, "codes", codebook.codes_reference),
+        mock.patch.object(floats, "sums", floats.sums_reference),
+        mock.patch.object(floats, "errors", floats.errors_reference),
         mock.patch.object(_uniform_fit, "fit_rows", _uniform_fit.fit_rows_reference),
         DivideAsCuda(),
     ):

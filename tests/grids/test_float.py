@@ -9,6 +9,7 @@ import torch
 
 from qconv.errors import UnsupportedGrid, UsageError
 from qconv.grids import FloatGrid, Grid, UniformGrid, _e4m3, _float_fit, grid_from_spec
+from qconv.kernels import floats as kernels
 from qconv.testing import check_grid
 
 GRIDS = [
@@ -301,6 +302,47 @@ def test_it_errs_less_than_a_tenth_of_what_four_bits_do():
     )
     errors = [(grid.decode(*grid.quantize(weight)) - weight).square().sum() for grid in (fp8, int4)]
     assert errors[0] < errors[1] / 10
+
+
+# --- the kernels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(70, 96, 96), (130, 37, 10), (64, 64, 64), (1, 5, 2)])
+def test_compiled_sums_equal_the_reference_bit_for_bit(shape):
+    rows, columns, width = shape
+    generator = torch.Generator().manual_seed(columns)
+    weight = torch.randn(rows, columns, generator=generator)
+    weight[0, :2] = torch.tensor([1e-4, 1e30])  # below the normal values, and beyond the largest
+    importance = torch.rand(columns, generator=generator)
+    scale = torch.rand(3, rows, -(-columns // width), generator=generator) / 100
+    arguments = weight, importance, 1.0 / scale, width
+    for found, expected in zip(
+        kernels.sums(*arguments), kernels.sums_reference(*arguments), strict=True
+    ):
+        assert torch.equal(found, expected)
+    arguments = weight, importance, scale[0], width
+    assert torch.equal(kernels.errors(*arguments), kernels.errors_reference(*arguments))
+
+
+def test_compiled_rounding_is_exact_on_every_half_step():
+    values = _e4m3.codebook(torch.device("cpu"))[:0x7F]
+    halfway = (values[1:] + values[:-1]) / 2
+    below = torch.nextafter(halfway, torch.tensor(0.0))
+    above = torch.nextafter(halfway, torch.tensor(1e9))
+    weight = torch.cat([values, halfway, below, above, -halfway, -below])[None]
+    ones = torch.ones(weight.shape[1])
+    # With a width of one, sum h q^2 is the square of each rounded value.
+    _, square = kernels.sums(weight, ones, torch.ones(1, 1, weight.shape[1]), 1)
+    expected = weight.to(torch.float8_e4m3fn).float().square()
+    assert torch.equal(square[0], expected)
+
+
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.search == "search"])
+def test_the_reference_fits_the_same_scales(grid, monkeypatch):
+    expected = grid.fit(gaussian(seed=4), some_importance())["scale"]
+    for name in ("sums", "errors"):
+        monkeypatch.setattr(kernels, name, getattr(kernels, f"{name}_reference"))
+    assert torch.equal(expected, grid.fit(gaussian(seed=4), some_importance())["scale"])
 
 
 # --- what it refuses ------------------------------------------------------------------------------
