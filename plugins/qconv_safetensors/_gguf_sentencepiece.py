@@ -2,7 +2,7 @@
 
 llama.cpp merges the neighbours whose union has the highest score, the leftmost of equals;
 tokenizer.json merges the pair that comes first in its list. Listing the halves of every token by
-its score gives the same tokens, if no two scores are equal.
+its score gives the same tokens, if only runs of one character share a score, as in Llama 2.
 """
 
 from __future__ import annotations
@@ -76,18 +76,30 @@ def _check_characters(pieces: dict[str, int]) -> None:
 
 
 def _merges(vocabulary: GgufVocabulary, pieces: dict[str, int]) -> Iterator[tuple[str, str]]:
-    seen: dict[float, str] = {}
-    for text, number in sorted(pieces.items(), key=lambda item: -vocabulary.scores[item[1]]):
-        halves = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-        known = [pair for pair in halves if pair[0] in pieces and pair[1] in pieces]
-        if not known:
-            continue
-        score = vocabulary.scores[number]
-        if score in seen:
-            raise Unsupported(
-                f"the GGUF file's tokens {seen[score]!r} and {text!r} have the same score, so that "
-                "no list of merges gives llama.cpp's tokens; start from the model's own checkpoint"
-            )
-        seen[score] = text
-        # in the order in which transformers lists the halves of one token
-        yield from sorted(known, key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
+    equals: dict[float, list[str]] = {}
+    for text, number in pieces.items():
+        if any(_halves(text, pieces)):
+            equals.setdefault(vocabulary.scores[number], []).append(text)
+    for score in sorted(equals, reverse=True):
+        yield from _of_equals(equals[score], pieces)
+
+
+def _of_equals(texts: list[str], pieces: dict[str, int]) -> list[tuple[str, str]]:
+    """The halves of tokens of one score, in an order that does what the leftmost of equals does."""
+    halves = [pair for text in texts for pair in _halves(text, pieces)]
+    if len({character for text in texts for character in text}) == 1:
+        # runs of spaces: the leftmost of equals grows by what follows it, as long as it can
+        return sorted(halves, key=lambda pair: (-len(pair[0]), len(pair[1])))
+    if len(texts) == 1:
+        # the order in which transformers lists the halves of one token
+        return sorted(halves, key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
+    raise Unsupported(
+        f"the GGUF file's tokens {texts[0]!r} and {texts[1]!r} have the same score, so that "
+        "no list of merges gives llama.cpp's tokens; start from the model's own checkpoint"
+    )
+
+
+def _halves(text: str, pieces: dict[str, int]) -> list[tuple[str, str]]:
+    """The ways to put a token together from two."""
+    cuts = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
+    return [pair for pair in cuts if pair[0] in pieces and pair[1] in pieces]

@@ -118,6 +118,49 @@ def test_sentencepiece_ids_are_those_of_llama_cpp(
     assert_same_ids(path, hugging_face(path, tmp_path / "back"), texts)
 
 
+def test_runs_of_spaces_share_a_score_as_in_llama_2(tmp_path: Path, write_gguf: Write) -> None:
+    runs = [2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7]
+    model = sentencepiece_model(user_defined_symbols=["\u2581" * size for size in runs])
+    folder = save_model(tmp_path / "tiny", SMALL, {"tokenizer.model": model})
+    path = write_gguf(folder, "f32")
+    view = described(path)
+    types = list(view.metadata["tokenizer.ggml.token_type"].value)
+    scores = list(view.metadata["tokenizer.ggml.scores"].value)
+    first = view.metadata["tokenizer.ggml.tokens"].value.index("  ")
+    tokens = list(view.metadata["tokenizer.ggml.tokens"].value)
+    for place, size in enumerate(runs, start=first):
+        tokens[place], types[place], scores[place] = "\u2581" * size, 1, -1e9
+    rewritten = rewrite(path, tokens, types, scores)
+    texts = tuple("x" + " " * count + "y" for count in range(80))
+    assert_same_ids(rewritten, hugging_face(rewritten, tmp_path / "back"), texts)
+
+
+def rewrite(path: Path, tokens: list[str], types: list[int], scores: list[float]) -> Path:
+    """A copy of the file with another vocabulary."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    out = path.with_name("rewritten.gguf")
+    writer = gguf.GGUFWriter(out, "llama")
+    for key, field in reader.fields.items():
+        own = {
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": types,
+            "tokenizer.ggml.scores": scores,
+        }
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        inner = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(key, own.get(key, field.contents()), field.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
 def test_sentencepiece_without_a_leading_space(tmp_path: Path, write_gguf: Write) -> None:
     model = sentencepiece_model(add_dummy_prefix=False, user_defined_symbols=["<tool>"])
     folder = save_model(tmp_path / "tiny", SMALL, {"tokenizer.model": model})
