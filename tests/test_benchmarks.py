@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+import whole
 
 
 def test_the_encoding_benchmark_reports_speed_and_error():
@@ -22,3 +25,34 @@ def test_the_encoding_benchmark_reports_speed_and_error():
         speeds = row["qconv_weights_per_second"] / row["ggml_weights_per_second"]
         assert row["speed_ratio"] == pytest.approx(speeds)
         assert 0 < row["mean_error_ratio"] <= row["largest_error_ratio"] <= 1.02
+
+
+@pytest.mark.parametrize(
+    ("targets", "contenders"),
+    [
+        (["gguf:q4_k_m"], ["qconv", "llama.cpp"]),
+        (["safetensors:int4"], ["qconv", "llm-compressor", "gptqmodel"]),
+        (
+            ["safetensors:int4", "safetensors:awq"],
+            ["qconv safetensors:int4", "qconv safetensors:awq", "llm-compressor", "gptqmodel"],
+        ),
+    ],
+)
+def test_peers_are_measured_beside_their_own_formats(targets, contenders, monkeypatch):
+    peers = ["--convert", "convert.py", "--quantize", "llama-quantize"]
+    pythons = ["--llm-compressor", "python3", "--gptqmodel", "python3"]
+    monkeypatch.setattr(sys, "argv", ["whole.py", "--to", *targets, *peers, *pythons])
+    assert list(whole.commands(whole.parse(), Path("work"))) == contenders
+
+
+def test_ratios_are_given_to_every_peer(capsys):
+    figures = {
+        "qconv": whole.Figures(wall=1, cpu=1, peak_mb=500),
+        "llm-compressor": whole.Figures(wall=4, cpu=2, peak_mb=1000),
+        "gptqmodel": whole.Figures(wall=8, cpu=10, peak_mb=2000),
+    }
+    whole.report(figures, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "qconv / llm-compressor: wall 0.250, CPU 0.500, peak 0.500",
+        "qconv / gptqmodel: wall 0.125, CPU 0.100, peak 0.250",
+    ]

@@ -76,19 +76,7 @@ def write_windows(model: Path, out: Path, *, count: int, length: int) -> Path:
 def convert(case: Case, model: Path, out: Path) -> Path:
     """The artifact's folder."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "qconv.cli",
-        str(model),
-        "--to",
-        case.target,
-        "--out",
-        str(out),
-    ]
-    qconv = Path(sys.executable).parent / "qconv"
-    if qconv.exists():
-        command[:3] = [str(qconv)]
+    command = [sys.executable, "-m", "qconv", str(model), "--to", case.target, "--out", str(out)]
     done = subprocess.run([*command, "--quiet"], check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{case.target} failed:\n{done.stderr[-2000:]}")
@@ -196,7 +184,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gptqmodel", help="Python of an environment that has GPTQModel")
     names = [case.name for case in CASES]
     parser.add_argument("--formats", nargs="+", choices=names, default=names, metavar="FORMAT")
-    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--length", type=int, default=512, help="tokens per window")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one runtime")
     parser.add_argument("--keep", action="store_true", help="reports that --out holds already")

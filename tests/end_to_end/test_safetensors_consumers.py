@@ -5,6 +5,7 @@ The light half of ``make consumers``, which asks vLLM and GPTQModel, too.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -142,3 +143,16 @@ def test_a_runtime_within_the_tolerance_passes_and_one_outside_does_not():
     assert not matrix.compare(far, decoded, case, None).ok
     assert not matrix.compare({"error": "ValueError: no"}, decoded, case, None).ok
     assert matrix.compare({"error": "ValueError: no"}, decoded, case, "no kernel").ok
+
+
+@needs_compressed_tensors
+@pytest.mark.slow
+def test_the_matrix_shows_what_each_runtime_makes_of_each_format(smollm2_wide, tmp_path):
+    command = [sys.executable, matrix.__file__, "--model", smollm2_wide, "--out", tmp_path]
+    settings = ["--formats", "int4 sym", "int4", "--windows", "2", "--length", "64"]
+    done = subprocess.run([*command, *settings], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| int4")]
+    assert [row[0] for row in rows] == ["| int4", "| int4 sym"]
+    assert rows[1][2].startswith("1.0000")
+    assert "transformers: torch" in done.stdout
