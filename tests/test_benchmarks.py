@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parent / "bench"
-sys.path.insert(0, str(BENCH))
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 import whole
+
+BENCH = Path(__file__).parent / "bench"
 
 
 def test_the_encoding_benchmark_reports_speed_and_error():
