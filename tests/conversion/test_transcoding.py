@@ -21,8 +21,10 @@ from qconv.plugin import (
     Comparing,
     ConversionFailed,
     ConversionStarted,
+    Dropped,
     EncodedTensor,
     TensorFinished,
+    TensorPlans,
 )
 from qconv.tensors import QuantTensor
 from toy_packed import (
@@ -228,6 +230,23 @@ def test_wrong_requests_are_told(tmp_path):
     ):
         with pytest.raises(UsageError, match=match):
             qconv.transcode(tmp_path / "model", targets, threads=threads)
+
+
+def test_quantized_tensors_that_are_left_out_are_warned_about(tmp_path, monkeypatch):
+    plan_tensors = PackedBackend.plan_tensors
+
+    def dropping(self, request):
+        plans = plan_tensors(self, request).tensors
+        kept = tuple(plan for plan in plans if plan.name != "up.weight")
+        return TensorPlans(tensors=kept, dropped=(Dropped(name="up.weight", reason="so"),))
+
+    monkeypatch.setattr(PackedBackend, "plan_tensors", dropping)
+    small_packed(tmp_path / "model")
+    done = qconv.transcode(tmp_path / "model", "toypack:same", out=tmp_path)
+    assert done.compared == (3,)
+    assert done.to_json()["warnings"] == [
+        "toypack:same: leaves quantized tensors of the source out: tensor up.weight"
+    ]
 
 
 # --- the proof ------------------------------------------------------------------------------------

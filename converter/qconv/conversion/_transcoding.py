@@ -186,8 +186,8 @@ class _Job:
         )
         for target in plan.targets:
             self._check(target)
-        inputs = [text for target in plan.targets for text in self._changed_inputs(target)]
-        return replace(plan, warnings=(*plan.warnings, *inputs))
+        notes = [text for target in plan.targets for text in self._notes(target)]
+        return replace(plan, warnings=(*plan.warnings, *notes))
 
     def recoded(self, target: TargetPlan) -> int:
         """How many quantized tensors are on another grid than in the source."""
@@ -247,8 +247,11 @@ class _Job:
             "activations, or use qconv convert with --calibration"
         )
 
-    def _changed_inputs(self, target: TargetPlan) -> Iterator[str]:
-        """A warning where the runtime of the artifact treats inputs in another way."""
+    def _notes(self, target: TargetPlan) -> Iterator[str]:
+        """What the user should know of a target besides that its weights are the source's."""
+        dropped = [name for name, _ in target.left_out() if name in self.checkpoint.encoded]
+        if dropped:
+            yield f"{target.label}: leaves quantized tensors of the source out: {_some(dropped)}"
         changed = [
             plan
             for plan in target.tensors.tensors
