@@ -30,7 +30,7 @@ def float8_codes(name: str, weight: torch.Tensor) -> torch.Tensor:
     import torch
 
     codes = weight.contiguous().view(torch.uint8)
-    bad = int(((codes & _NAN) == _NAN).sum())
+    bad = int(torch.count_nonzero((codes & _NAN) == _NAN))  # a sum would copy it to int64
     if bad:
         raise UnreadableInput(
             f"tensor {name!r}: {bad} of its values are not numbers (NaN); "
