@@ -30,6 +30,7 @@ class Case:
 
 _NO_W8A16 = {"vllm": "no CPU kernel for 8-bit weights with float inputs"}
 _NO_BLOCKS = {"vllm": "no CPU kernel for FP8 blocks"}
+_NO_FUSING = {"vllm": "its CPU build cannot give fused siblings one scale"}
 _PLUGIN = {"vllm": "needs vllm-bnb-plugin"}
 _PACKED_ZEROS = {"transformers": "5.20 and later misread packed zero-points"}
 _NOT_GPTQ = ("gptqmodel",)
@@ -54,7 +55,8 @@ CASES = (
     ),
     Case(name="fp8", target="safetensors:fp8", not_for=_NOT_GPTQ, rounds_inputs=True),
     Case(
-        name="fp8 tensor", target="safetensors:fp8,scope=tensor", not_for=_NOT_GPTQ,
+        name="fp8 tensor", target="safetensors:fp8,scope=tensor",
+        refused=_NO_FUSING, not_for=_NOT_GPTQ,
         rounds_inputs=True,
     ),
     Case(
