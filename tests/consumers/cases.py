@@ -68,11 +68,11 @@ CASES = (
         name="gptq 8-bit", target="safetensors:gptq,bits=8", refused=_NO_W8A16,
         not_for=_BY_GPTQMODEL,
     ),
+    Case(name="gptq v2", target="safetensors:gptq_v2", not_for=_BY_GPTQMODEL),
     Case(
-        name="gptq asym", target="safetensors:gptq,symmetric=false,search=absmax",
+        name="gptq v2 asym", target="safetensors:gptq_v2,symmetric=false,search=absmax",
         refused={"vllm": "symmetric only"}, not_for=_BY_GPTQMODEL,
     ),
-    Case(name="gptq v2", target="safetensors:gptq_v2", not_for=_BY_GPTQMODEL),
     Case(name="awq", target="safetensors:awq,search=absmax", not_for=_BY_GPTQMODEL),
     Case(name="nf4", target="safetensors:nf4", refused=_PLUGIN, not_for=_NOT_GPTQ),
     Case(
