@@ -19,6 +19,8 @@ class Case:
     refused: by runtime, why it cannot read the format
     not_for: runtimes that have nothing to do with the format, and are not asked
     rounds_inputs: the runtime quantizes activations
+    rounds_scales: scales are float16, and runtimes that compute in bfloat16 round them
+    dtype: what is computed in; bitsandbytes' bfloat16 kernels for CPUs round its scales
     """
 
     name: str
@@ -26,6 +28,15 @@ class Case:
     refused: Mapping[str, str] = field(default_factory=dict)
     not_for: tuple[str, ...] = ()
     rounds_inputs: bool = False
+    rounds_scales: bool = False
+    dtype: str = "bfloat16"
+
+    @property
+    def tolerance(self) -> float:
+        """How far from 1 a ratio may be. Of inputs, the runtime's own noise moves the rounding."""
+        if self.rounds_inputs:
+            return 0.01
+        return 0.005 if self.rounds_scales else 0.002
 
 
 _NO_W8A16 = {"vllm": "no CPU kernel for 8-bit weights with float inputs"}
@@ -63,21 +74,24 @@ CASES = (
         name="fp8 block", target="safetensors:fp8,scope=block", refused=_NO_BLOCKS,
         not_for=_NOT_GPTQ, rounds_inputs=True,
     ),
-    Case(name="gptq", target="safetensors:gptq", not_for=_BY_GPTQMODEL),
+    Case(name="gptq", target="safetensors:gptq", not_for=_BY_GPTQMODEL, rounds_scales=True),
     Case(
         name="gptq 8-bit", target="safetensors:gptq,bits=8", refused=_NO_W8A16,
-        not_for=_BY_GPTQMODEL,
+        not_for=_BY_GPTQMODEL, rounds_scales=True,
     ),
-    Case(name="gptq v2", target="safetensors:gptq_v2", not_for=_BY_GPTQMODEL),
+    Case(name="gptq v2", target="safetensors:gptq_v2", not_for=_BY_GPTQMODEL, rounds_scales=True),
     Case(
         name="gptq v2 asym", target="safetensors:gptq_v2,symmetric=false,search=absmax",
-        refused={"vllm": "symmetric only"}, not_for=_BY_GPTQMODEL,
+        refused={"vllm": "symmetric only"}, not_for=_BY_GPTQMODEL, rounds_scales=True,
     ),
-    Case(name="awq", target="safetensors:awq,search=absmax", not_for=_BY_GPTQMODEL),
-    Case(name="nf4", target="safetensors:nf4", refused=_PLUGIN, not_for=_NOT_GPTQ),
+    Case(
+        name="awq", target="safetensors:awq,search=absmax", not_for=_BY_GPTQMODEL,
+        rounds_scales=True,
+    ),
+    Case(name="nf4", target="safetensors:nf4", refused=_PLUGIN, not_for=_NOT_GPTQ, dtype="float32"),
     Case(
         name="nf4 double", target="safetensors:nf4,double_quant=true", refused=_PLUGIN,
-        not_for=_NOT_GPTQ,
+        not_for=_NOT_GPTQ, dtype="float32",
     ),
-    Case(name="fp4", target="safetensors:fp4", refused=_PLUGIN, not_for=_NOT_GPTQ),
+    Case(name="fp4", target="safetensors:fp4", refused=_PLUGIN, not_for=_NOT_GPTQ, dtype="float32"),
 )  # fmt: skip

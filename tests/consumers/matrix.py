@@ -11,7 +11,8 @@ runtime's perplexity as a ratio of that one's.
 
 A ratio's standard error is taken over tokens: runtimes add in other orders, in bfloat16. A pair
 that is supported fails when its runtime raises, or when its ratio is farther from 1 than the
-tolerance and twice that error. Exit status 1: a pair failed.
+tolerance (0.2 %; more where the runtime rounds inputs, or the scales themselves) and twice that
+error. Exit status 1: a pair failed.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ from qconv.calibration import Calibration, evaluation_windows
 from qconv.checkpoint import open_checkpoint
 
 FOLDER = Path(__file__).parent
-#: Of weights alone; and where the runtime rounds inputs, whose own noise moves the rounding.
-TOLERANCE = {False: 0.002, True: 0.01}
 Report = dict[str, Any]
 
 
@@ -86,9 +85,8 @@ def convert(case: Case, model: Path, out: Path) -> Path:
 # --- who judges -----------------------------------------------------------------------------------
 
 
-def ask(python: str, runtime: str, artifact: Path, windows: Path, seconds: float) -> Report:
+def ask(command: list[str], runtime: str, seconds: float) -> Report:
     """A consumer's line."""
-    command = [python, str(FOLDER / f"in_{runtime}.py"), str(artifact), str(windows)]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -110,7 +108,7 @@ def compare(report: Report, decoded: Report, case: Case, refused: str | None) ->
     difference = ours - theirs
     ratio = math.exp(float(difference.mean()))
     error = float(difference.std()) / math.sqrt(len(difference))
-    ok = abs(ratio - 1) <= max(TOLERANCE[case.rounds_inputs], 2 * error)
+    ok = abs(ratio - 1) <= max(case.tolerance, 2 * error)
     text = f"{ratio:.4f} ± {error:.4f}"
     return Verdict(text if ok else f"**{text}**", ratio, ok)
 
@@ -160,7 +158,9 @@ class Judging:
             folder.mkdir(exist_ok=True)
         for name in missing:
             python = sys.executable if name == "decoded" else self.pythons[name]
-            reports[name] = ask(python, name, artifact, self.windows, self.options.timeout)
+            command = [python, str(FOLDER / f"in_{name}.py"), str(artifact), str(self.windows)]
+            command += ["--dtype", case.dtype]
+            reports[name] = ask(command, name, self.options.timeout)
             (folder / f"{name}.json").write_text(json.dumps(reports[name]))
         if "error" in reports["decoded"]:
             raise SystemExit(f"{case.name}: qconv's own reader: {reports['decoded']['error']}")
