@@ -11,8 +11,7 @@ runtime's perplexity as a ratio of that one's.
 
 A ratio's standard error is taken over tokens: runtimes add in other orders, in bfloat16. A pair
 that is supported fails when its runtime raises, or when its ratio is farther from 1 than the
-tolerance (0.2 %; more where the runtime rounds inputs, or the scales themselves) and twice that
-error. Exit status 1: a pair failed.
+tolerance (0.2 %; 1 % where the runtime itself rounds inputs or scales) and twice that error. Exit status 1: a pair failed.
 """
 
 from __future__ import annotations
@@ -159,7 +158,6 @@ class Judging:
         for name in missing:
             python = sys.executable if name == "decoded" else self.pythons[name]
             command = [python, str(FOLDER / f"in_{name}.py"), str(artifact), str(self.windows)]
-            command += ["--dtype", case.dtype]
             reports[name] = ask(command, name, self.options.timeout)
             (folder / f"{name}.json").write_text(json.dumps(reports[name]))
         if "error" in reports["decoded"]:
