@@ -11,7 +11,8 @@ runtime's perplexity as a ratio of that one's.
 
 A ratio's standard error is taken over tokens: runtimes add in other orders, in bfloat16. A pair
 that is supported fails when its runtime raises, or when its ratio is farther from 1 than the
-tolerance (0.2 %; 1 % where the runtime itself rounds inputs or scales) and twice that error. Exit status 1: a pair failed.
+tolerance (0.2 %; 1 % where the runtime itself rounds inputs or scales) and twice that error.
+Exit status 1: a pair failed.
 """
 
 from __future__ import annotations
