@@ -42,10 +42,11 @@ def plain(grid: UniformGrid) -> UniformGrid:
 
 
 def group_errors(grid, weight, importance) -> torch.Tensor:
-    """Weighted squared error of each scale's weights, in float64."""
+    """Squared error of each scale's weights, weighed as the search weighs it, in float64."""
     codes, parameters = grid.quantize(weight, importance)
     difference = weight.double() - grid.decode(codes, parameters).double()
-    errors = difference.square() * (1.0 if importance is None else importance.double())
+    weighing = weight.double().square() if importance is None else importance.double()
+    errors = difference.square() * weighing
     if grid.group_size == "tensor":
         return errors.sum()
     return errors.view(weight.shape[0], -1, grid.columns(weight.shape[1])).sum(-1)
@@ -319,16 +320,21 @@ def kernel_inputs(columns: int, groups: int, rows: int):
     return weight, importance, scale, 1.0 / scale, -zero, 15.0 - zero
 
 
+@pytest.mark.parametrize("by_magnitude", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_compiled_sums_equal_the_reference_bit_for_bit(shape):
+def test_compiled_sums_equal_the_reference_bit_for_bit(shape, by_magnitude):
     weight, importance, scale, inverse, low, high = kernel_inputs(*shape)
-    compiled = kernels.dots(weight, importance, inverse, low, high)
-    reference = kernels.dots_reference(weight, importance, inverse, low, high)
+    compiled = kernels.dots(weight, importance, inverse, low, high, by_magnitude=by_magnitude)
+    reference = kernels.dots_reference(
+        weight, importance, inverse, low, high, by_magnitude=by_magnitude
+    )
     assert torch.equal(compiled[0], reference[0])
     assert torch.equal(compiled[1], reference[1])
     assert torch.equal(
-        kernels.errors(weight, importance, scale, inverse, low, high),
-        kernels.errors_reference(weight, importance, scale, inverse, low, high),
+        kernels.errors(weight, importance, scale, inverse, low, high, by_magnitude=by_magnitude),
+        kernels.errors_reference(
+            weight, importance, scale, inverse, low, high, by_magnitude=by_magnitude
+        ),
     )
 
 
@@ -342,8 +348,9 @@ def test_compiled_codes_equal_the_reference(shape, dtype):
 
 
 @every_grid
-def test_the_reference_fits_the_same_codes_and_scales(grid, monkeypatch):
-    weight, importance = gaussian(seed=4), some_importance()
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_reference_fits_the_same_codes_and_scales(grid, weighted, monkeypatch):
+    weight, importance = gaussian(seed=4), some_importance() if weighted else None
     codes, parameters = grid.quantize(weight, importance)
     for name in ("dots", "errors", "codes"):
         monkeypatch.setattr(kernels, name, getattr(kernels, f"{name}_reference"))

@@ -8,7 +8,7 @@ sign it has. At 4 bits that is 16 values where ``narrow`` has 15.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qconv.errors import UnsupportedGrid, UsageError
@@ -119,6 +119,8 @@ class UniformGrid:
     def fit(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> Parameters:
         """Scales and zero-points of least importance-weighted squared error, as stored.
 
+        Without importance, an error counts by the square of the weight it befalls.
+
         Raises:
             UnsupportedGrid: the shape does not suit, a value is not finite, or the scale dtype
                 cannot hold the scale.
@@ -129,11 +131,12 @@ class UniformGrid:
 
         weight = self._checked(weight)
         weights = relative_importance(weight, importance)
+        rule = replace(self._rule(), by_magnitude=importance is None)
         if self.rows_independent:
             groups = weight.shape[1] // self.columns(weight.shape[1])
-            scale, zero = _uniform_fit.fit_rows(weight, weights, groups, self._rule())
+            scale, zero = _uniform_fit.fit_rows(weight, weights, groups, rule)
         else:
-            scale, zero = _uniform_fit.fit_tensor(weight, weights, self._rule())
+            scale, zero = _uniform_fit.fit_tensor(weight, weights, rule)
         stored = scale.to(getattr(torch, self.scale_dtype)).contiguous()
         if self.symmetric:
             return {"scale": stored}

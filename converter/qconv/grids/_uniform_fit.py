@@ -14,6 +14,12 @@ The winner's ``s`` is rounded to the dtype it is stored in, and taken where it e
 plain fit to the largest magnitude by what matters, ``sum h (x - s q(s))^2``; so no group ends up
 worse than plainly fitted.
 
+``h`` is the importance of the column, and where nothing is known of the input, the square of the
+weight itself, as llama.cpp's quantizers have it: large weights tend to be where large inputs are.
+Measured on SmolLM2-135M at 4 bits in groups of 64, in KL divergence: scales of least squared error
+lose 4 to 10 % more than plain ones; with this weighting symmetric grids lose 8 % less than plain,
+and grids with zero-points the same.
+
 On the CPU groups of one row go through :mod:`qconv.kernels.uniform_search`, which gives the same
 bits. The rest is elementwise torch on one value per group, the same on CPU and CUDA; the sums over
 the weights are :mod:`qconv.kernels.uniform`.
@@ -56,6 +62,7 @@ class Rule:
     symmetric: no zero-point; the scale may be negative unless ``narrow``
     scale_dtype: torch dtype name of stored scales
     search: try candidates; else the plain fit
+    by_magnitude: an error counts by the square of the weight: for want of importance
     """
 
     bits: int
@@ -65,6 +72,7 @@ class Rule:
     narrow: bool
     scale_dtype: str
     search: bool
+    by_magnitude: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +164,20 @@ class _Groups:
         from qconv.kernels import uniform
 
         low, high = bounds(candidate.zero, rule)
-        return uniform.dots(self._weight, self._importance, 1.0 / candidate.scale, low, high)
+        inverse = 1.0 / candidate.scale
+        return uniform.dots(
+            self._weight, self._importance, inverse, low, high, by_magnitude=rule.by_magnitude
+        )
 
     def error(self, candidate: Candidate, rule: Rule) -> torch.Tensor:
         """``sum h (x - s q)^2``."""
         from qconv.kernels import uniform
 
         low, high = bounds(candidate.zero, rule)
-        scale = candidate.scale
-        return uniform.errors(self._weight, self._importance, scale, 1.0 / scale, low, high)
+        scale, by_magnitude = candidate.scale, rule.by_magnitude
+        return uniform.errors(
+            self._weight, self._importance, scale, 1.0 / scale, low, high, by_magnitude=by_magnitude
+        )
 
 
 class _Whole(_Groups):
@@ -207,6 +220,7 @@ def _search_of(rule: Rule) -> Search:
         scale_dtype=rule.scale_dtype,
         ratios=ratios,
         fine=fine,
+        by_magnitude=rule.by_magnitude,
     )
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "codes_reference",
     "dots",
     "dots_reference",
+    "emphasis",
     "errors",
     "errors_reference",
     "sum_runs",
@@ -52,8 +53,13 @@ def _step(x, inverse, lowest, highest):
     return (min(max(x * inverse, lowest), highest) + _MAGIC) - _MAGIC
 
 
+@inner
+def _weighed(importance, level, slope, x):
+    return importance * (level + slope * (x * x))
+
+
 @kernel
-def _dots(weight, importance, inverse, lowest, highest, dot, square):
+def _dots(weight, importance, level, slope, inverse, lowest, highest, dot, square):
     columns, rows = weight.shape
     groups = inverse.shape[0]
     size = columns // groups
@@ -77,7 +83,7 @@ def _dots(weight, importance, inverse, lowest, highest, dot, square):
                     h = importance[column]
                     for lane in range(lanes):
                         q = _step(x[lane], inv[lane], low[lane], high[lane])
-                        hq = h * q
+                        hq = _weighed(h, level, slope, x[lane]) * q
                         dots[lane] += hq * x[lane]
                         squares[lane] += hq * q
                 for lane in range(lanes):
@@ -86,7 +92,7 @@ def _dots(weight, importance, inverse, lowest, highest, dot, square):
 
 
 @kernel
-def _errors(weight, importance, scale, inverse, lowest, highest, error):
+def _errors(weight, importance, level, slope, scale, inverse, lowest, highest, error):
     columns, rows = weight.shape
     groups = inverse.shape[0]
     size = columns // groups
@@ -108,7 +114,7 @@ def _errors(weight, importance, scale, inverse, lowest, highest, error):
                     for lane in range(lanes):
                         q = _step(x[lane], inv[lane], low[lane], high[lane])
                         e = x[lane] - s[lane] * q
-                        errors[lane] += (h * e) * e
+                        errors[lane] += (_weighed(h, level, slope, x[lane]) * e) * e
                 for lane in range(lanes):
                     total[lane] += errors[lane]
 
@@ -139,6 +145,8 @@ def dots(
     inverse: torch.Tensor,
     lowest: torch.Tensor,
     highest: torch.Tensor,
+    *,
+    by_magnitude: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per group, ``sum h x q`` and ``sum h q^2``: their quotient is the least-squares scale.
 
@@ -146,12 +154,16 @@ def dots(
     importance: (in,) float32
     inverse: (groups, rows) float32, 1 / scale
     lowest, highest: (groups, rows) float32, integers bounding the steps
+    by_magnitude: ``h`` is the importance times ``x^2``
     returns: two of (groups, rows) float32
     """
     if weight.device.type != "cpu":
-        return dots_reference(weight, importance, inverse, lowest, highest)
+        return dots_reference(
+            weight, importance, inverse, lowest, highest, by_magnitude=by_magnitude
+        )
     dot, square = torch.empty_like(inverse), torch.empty_like(inverse)
-    _dots(*arrays(weight, importance, inverse, lowest, highest, dot, square))
+    limits = arrays(inverse, lowest, highest, dot, square)
+    _dots(*arrays(weight, importance), *emphasis(by_magnitude), *limits)
     return dot, square
 
 
@@ -162,12 +174,17 @@ def errors(
     inverse: torch.Tensor,
     lowest: torch.Tensor,
     highest: torch.Tensor,
+    *,
+    by_magnitude: bool = False,
 ) -> torch.Tensor:
     """Per group, ``sum h (x - scale q)^2``: (groups, rows) float32, arguments as in dots."""
     if weight.device.type != "cpu":
-        return errors_reference(weight, importance, scale, inverse, lowest, highest)
+        return errors_reference(
+            weight, importance, scale, inverse, lowest, highest, by_magnitude=by_magnitude
+        )
     error = torch.empty_like(inverse)
-    _errors(*arrays(weight, importance, scale, inverse, lowest, highest, error))
+    limits = arrays(scale, inverse, lowest, highest, error)
+    _errors(*arrays(weight, importance), *emphasis(by_magnitude), *limits)
     return error
 
 
@@ -191,6 +208,11 @@ def codes(
     return out
 
 
+def emphasis(by_magnitude: bool) -> tuple[np.float32, np.float32]:  # noqa: FBT001 - of kernels
+    """``level`` and ``slope`` of kernels: an error counts ``importance (level + slope x^2)``."""
+    return (np.float32(0.0), np.float32(1.0)) if by_magnitude else (np.float32(1.0), _ZERO)
+
+
 def arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
     """Numpy views of tensors on the CPU, for kernels to take."""
     return [tensor.detach().numpy() for tensor in tensors]
@@ -205,10 +227,13 @@ def dots_reference(
     inverse: torch.Tensor,
     lowest: torch.Tensor,
     highest: torch.Tensor,
+    *,
+    by_magnitude: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What :func:`dots` computes, in torch, on any device."""
     x = weight.view(inverse.shape[0], -1, inverse.shape[1])  # (groups, size, rows)
     h = importance.view(inverse.shape[0], -1, 1)
+    h = h * (x * x) if by_magnitude else h
     q = _steps(x, inverse[:, None], lowest[:, None], highest[:, None])
     hq = h * q
     return sum_runs(hq * x), sum_runs(hq * q)
@@ -221,10 +246,13 @@ def errors_reference(
     inverse: torch.Tensor,
     lowest: torch.Tensor,
     highest: torch.Tensor,
+    *,
+    by_magnitude: bool = False,
 ) -> torch.Tensor:
     """What :func:`errors` computes, in torch, on any device."""
     x = weight.view(inverse.shape[0], -1, inverse.shape[1])  # (groups, size, rows)
     h = importance.view(inverse.shape[0], -1, 1)
+    h = h * (x * x) if by_magnitude else h
     q = _steps(x, inverse[:, None], lowest[:, None], highest[:, None])
     e = x - scale[:, None] * q
     return sum_runs((h * e) * e)

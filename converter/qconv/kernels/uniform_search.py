@@ -16,7 +16,7 @@ import torch
 
 from .half import half_value
 from .jit import inlined, kernel
-from .uniform import RUN, arrays
+from .uniform import RUN, arrays, emphasis
 
 __all__ = ["Search", "fit"]
 
@@ -63,6 +63,7 @@ class Search:
     ratios: what part of the low and of the high end candidates span, or twice what part their
         scale is of the plain one; empty for the plain fit
     fine: how far finer candidates are from the best one's scale, as a part of it
+    by_magnitude: an error counts by the square of the weight, beside the importance
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Search:
     scale_dtype: str
     ratios: tuple[tuple[float, float], ...]
     fine: float
+    by_magnitude: bool
 
 
 # --- in numba -------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def _stored(scale, dtype):
 
 
 @inlined
-def _sums(tile, importance, t):
+def _sums(tile, importance, level, slope, t):
     """``sum h x q`` and ``sum h q^2`` of every lane."""
     for lane in range(_LANES):
         t[_DOT, lane] = _ZERO
@@ -117,7 +119,7 @@ def _sums(tile, importance, t):
             for i in range(RUN):
                 x = tile[first + i, lane]
                 q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
-                hq = importance[first + i] * q
+                hq = (importance[first + i] * (level + slope * (x * x))) * q
                 dot += hq * x
                 square += hq * q
             t[_DOT, lane] += dot
@@ -125,7 +127,7 @@ def _sums(tile, importance, t):
 
 
 @inlined
-def _errors(tile, importance, t):
+def _errors(tile, importance, level, slope, t):
     """``sum h (x - s q)^2`` of every lane."""
     for lane in range(_LANES):
         t[_ERROR, lane] = _ZERO
@@ -136,7 +138,7 @@ def _errors(tile, importance, t):
                 x = tile[first + i, lane]
                 q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
                 e = x - t[_SCALE, lane] * q
-                error += (importance[first + i] * e) * e
+                error += ((importance[first + i] * (level + slope * (x * x))) * e) * e
             t[_ERROR, lane] += error
 
 
@@ -203,10 +205,10 @@ def _plain(kind, lowest, highest, dtype, t):
 
 
 @inlined
-def _consider(tile, importance, lowest, highest, dtype, t):
+def _consider(tile, importance, level, slope, lowest, highest, dtype, t):
     """Score the candidate, and keep it where it is better than the best so far."""
     _prepare(lowest, highest, t)
-    _sums(tile, importance, t)
+    _sums(tile, importance, level, slope, t)
     for lane in range(_LANES):
         refined = t[_DOT, lane] / t[_SQUARE, lane]
         score = t[_DOT, lane] * refined
@@ -258,20 +260,20 @@ def _candidate(i, kind, lowest, highest, dtype, ratios, fine, t):
 
 
 @inlined
-def _searched(tile, importance, kind, lowest, highest, dtype, ratios, fine, t):
+def _searched(tile, importance, level, slope, kind, lowest, highest, dtype, ratios, fine, t):
     """From the plain fit to the best, in ``_PLAIN`` and ``_PLAIN_ZERO``."""
     for lane in range(_LANES):
         t[_BASE, lane] = t[_PLAIN, lane]
         t[_BASE_ZERO, lane] = t[_PLAIN_ZERO, lane]
     for i in range(len(ratios) + (5 if kind == _ASYMMETRIC else 3)):
         _candidate(i, kind, lowest, highest, dtype, ratios, fine, t)
-        _consider(tile, importance, lowest, highest, dtype, t)
+        _consider(tile, importance, level, slope, lowest, highest, dtype, t)
     for best in range(2):
         for lane in range(_LANES):
             t[_SCALE, lane] = t[_REFINED, lane] if best else t[_PLAIN, lane]
             t[_STEP_ZERO, lane] = t[_ZERO_POINT, lane] if best else t[_PLAIN_ZERO, lane]
         _prepare(lowest, highest, t)
-        _errors(tile, importance, t)
+        _errors(tile, importance, level, slope, t)
         for lane in range(_LANES):
             wins = (best == 0) | (t[_ERROR, lane] < t[_PLAIN_ERROR, lane])
             t[_PLAIN, lane] = t[_SCALE, lane] if wins else t[_PLAIN, lane]
@@ -288,7 +290,7 @@ def _load(weight, row, column, lanes, size, tile):
 
 
 @kernel
-def _fit(weight, importance, kind, lowest, highest, dtype, ratios, fine, scale, zero):
+def _fit(weight, importance, level, slope, kind, lowest, highest, dtype, ratios, fine, scale, zero):
     rows, columns = weight.shape
     groups, padded = importance.shape
     size = columns // groups
@@ -301,7 +303,10 @@ def _fit(weight, importance, kind, lowest, highest, dtype, ratios, fine, scale, 
             _ends(tile, t)
             _plain(kind, lowest, highest, dtype, t)
             if len(ratios):
-                _searched(tile, importance[group], kind, lowest, highest, dtype, ratios, fine, t)
+                _searched(
+                    tile, importance[group], level, slope,
+                    kind, lowest, highest, dtype, ratios, fine, t,
+                )  # fmt: skip
             for lane in range(lanes):
                 scale[start + lane, group] = t[_PLAIN, lane]
                 zero[start + lane, group] = t[_PLAIN_ZERO, lane]
@@ -325,6 +330,7 @@ def fit(
     zero = torch.empty_like(scale)
     _fit(
         *arrays(weight, padded),
+        *emphasis(search.by_magnitude),
         _KINDS[search.kind],
         np.float32(search.lowest),
         np.float32(search.highest),
