@@ -40,24 +40,21 @@ def held_grids(
 
 def _packed(format_name: str, held: Mapping[str, Grid]) -> dict[str, Grid]:
     return {
-        name: replace(_uniform(format_name, name, grid), narrow=False)
+        name: replace(_integers(format_name, name, grid), narrow=False)
         for name, grid in held.items()
     }
 
 
 def _gptq(format_name: str, held: Mapping[str, Grid]) -> dict[str, Grid]:
     """Symmetric if all are: a zero-point in the middle is what symmetric GPTQ stores anyway."""
-    grids = {name: _uniform(format_name, name, grid) for name, grid in held.items()}
+    grids = {name: _half(format_name, name, grid) for name, grid in held.items()}
     symmetric = all(grid.symmetric for grid in grids.values())
-    return {
-        name: replace(_half(format_name, name, grid), symmetric=symmetric)
-        for name, grid in grids.items()
-    }
+    return {name: replace(grid, symmetric=symmetric) for name, grid in grids.items()}
 
 
 def _awq(format_name: str, held: Mapping[str, Grid]) -> dict[str, Grid]:
     return {
-        name: replace(_half(format_name, name, _uniform(format_name, name, grid)), symmetric=False)
+        name: replace(_half(format_name, name, grid), symmetric=False)
         for name, grid in held.items()
     }
 
@@ -76,19 +73,23 @@ def _same(format_name: str, held: Mapping[str, Grid]) -> dict[str, Grid]:
     return dict(held)
 
 
-def _uniform(format_name: str, name: str, grid: Grid) -> UniformGrid:
+def _integers(format_name: str, name: str, grid: Grid) -> UniformGrid:
+    """The grid, if it is of integers in rows, of bits that the format is for."""
     from qconv.grids import UniformGrid
 
-    if not isinstance(grid, UniformGrid) or grid.group_size == "tensor":
+    if (
+        not isinstance(grid, UniformGrid)
+        or grid.group_size == "tensor"
+        or grid.bits not in BITS[format_name]
+    ):
         raise _cannot(format_name, name, grid)
     return grid
 
 
-def _half(format_name: str, name: str, grid: UniformGrid) -> UniformGrid:
-    """The same grid with float16 scales, if the layout packs its bits."""
-    if grid.bits not in BITS[format_name]:
-        raise _cannot(format_name, name, grid)
-    return replace(grid, scale_dtype="float16", narrow=False)
+def _half(format_name: str, name: str, grid: Grid) -> UniformGrid:
+    """The same grid with float16 scales."""
+    integers = _integers(format_name, name, grid)
+    return replace(integers, scale_dtype="float16", narrow=False)
 
 
 def _cannot(format_name: str, name: str, grid: Grid) -> UnsupportedGrid:

@@ -74,6 +74,7 @@ def test_several_group_sizes_are_refused_where_one_must_do(target: str) -> None:
         ("fp8", ASYMMETRIC),
         ("fp4", CodebookGrid(codebook="nf4")),
         ("int8", replace(SYMMETRIC, group_size="tensor")),
+        ("int8", ASYMMETRIC),
     ],
 )
 def test_values_that_a_format_cannot_hold_are_refused_by_name(target: str, held: Grid) -> None:
