@@ -78,7 +78,7 @@ def small_file(path: str, data: bytes) -> FilePlan:
 
 def json_bytes(value: Any) -> bytes:  # noqa: ANN401 -- any JSON
     """JSON as Hugging Face libraries write it, keys sorted."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _split(tensors: Sequence[Stored], limit: int) -> list[list[Stored]]:
