@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._roles import is_table
+
 if TYPE_CHECKING:
     from qconv.grids import ActivationGrid, Grid
 
@@ -53,10 +55,14 @@ def compressed_tensors_config(
 
 
 def _targets(number: int, names: Sequence[str]) -> list[str]:
-    """The largest group is that of all linear modules; the others name theirs."""
+    """The largest group is that of all linear modules; the others name theirs.
+
+    Heads and tables are of other classes in vLLM, and quantized only in what is transcoded.
+    """
+    modules = [name.removesuffix(".weight") for name in names]
     if number == 0:
-        return ["Linear"]
-    return [name.removesuffix(".weight") for name in names]
+        return ["Linear", *(name for name in modules if "." not in name or is_table(name))]
+    return modules
 
 
 def _scheme(plan: PlannedTensor) -> dict[str, Any]:

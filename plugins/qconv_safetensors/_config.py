@@ -9,7 +9,7 @@ from ._compressed_tensors import compressed_tensors_config
 from ._container import json_bytes
 from ._dtypes import stating_dtype
 from ._options import FLOATS
-from ._skipped import exactly, float_modules, need_apart
+from ._skipped import exactly, float_modules, need_apart, quantized_head
 
 if TYPE_CHECKING:
     from ._planner import Job, PlannedTensor
@@ -58,7 +58,7 @@ def _gptq(job: Job, quantized: Sequence[PlannedTensor], skipped: Sequence[str]) 
         "desc_act": False,
         "dynamic": {f"-:{exactly(name)}": {} for name in skipped},
         "group_size": _group_size(spec),
-        "lm_head": False,
+        "lm_head": quantized_head(quantized),
         "pack_dtype": "int32",
         "quant_method": "gptq",
         "sym": spec["symmetric"],
@@ -74,6 +74,7 @@ def _awq(quantized: Sequence[PlannedTensor], skipped: Sequence[str]) -> dict[str
     return {
         "bits": spec["bits"],
         "group_size": _group_size(spec),
+        **({"lm_head": True} if quantized_head(quantized) else {}),  # vLLM asks for it
         "modules_to_not_convert": list(skipped),
         "quant_method": "awq",
         "version": "gemm",

@@ -118,14 +118,19 @@ def siblings(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {key: tuple(members) for key, members in groups.items()}
 
 
+def is_table(module: str) -> bool:
+    """Whether a module looks rows up by number: not GPT-NeoX's head ``embed_out``."""
+    last = module.rpartition(".")[2]
+    return last in {"wte", "wpe"} or ("embed" in last and last != "embed_out")
+
+
 def is_float_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor left in float is a linear module that a runtime must be told to skip."""
     if not name.endswith(".weight") or len(shape) != 2:
         return False
-    last = name.removesuffix(".weight").rpartition(".")[2]
-    if last == "embed_out":  # the head of GPT-NeoX
-        return True
-    return not ("embed" in last or "norm" in last or last in {"wte", "wpe", *_NOT_LINEAR})
+    module = name.removesuffix(".weight")
+    last = module.rpartition(".")[2]
+    return not (is_table(module) or "norm" in last or last in _NOT_LINEAR)
 
 
 def float_experts(name: str, shape: tuple[int, ...]) -> str | None:

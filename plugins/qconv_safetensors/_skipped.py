@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def float_modules(plans: Sequence[PlannedTensor]) -> list[str]:
-    """Names of the linear modules left in float, sorted; the head always, stored or tied."""
-    names = {"lm_head"}
+    """Names of the linear modules left in float, sorted; so is a head that is tied."""
+    names = set() if quantized_head(plans) else {"lm_head"}
     for plan in plans:
         if plan.grid is not None:
             continue
@@ -26,6 +26,11 @@ def float_modules(plans: Sequence[PlannedTensor]) -> list[str]:
         if experts:
             names.add(experts)
     return sorted(names)
+
+
+def quantized_head(plans: Sequence[PlannedTensor]) -> bool:
+    """Whether the head is quantized, as it may be in what is transcoded."""
+    return any(plan.grid is not None and plan.name == "lm_head.weight" for plan in plans)
 
 
 def need_apart(

@@ -9,6 +9,7 @@ import pytest
 from safetensors_driver import CONFIG, config, files, llama, request, settings, tensor
 
 from qconv.errors import Unsupported
+from qconv.grids import UniformGrid
 
 ROUTER = tensor("model.layers.0.moe.gate.weight", 8, 256)
 
@@ -108,6 +109,36 @@ def test_linear_modules_left_in_float_are_named() -> None:
         "model.layers.1.mlp.experts",
         "mtp.layers.0.mlp.up_proj",
     ]
+
+
+HEAD = "lm_head.weight"
+HALF = UniformGrid(bits=4, symmetric=True, group_size=128)
+
+
+@pytest.mark.parametrize("target", ["int4", "gptq", "awq"])
+def test_a_head_that_is_held_quantized_is_not_named_as_float(target: str) -> None:
+    model = llama(tensor(HEAD, 1000, 256))
+    held = {HEAD: HALF, "model.layers.0.mlp.up_proj.weight": HALF}
+    found = settings(model, target, method=(), held=held)
+    if target == "int4":
+        assert "lm_head" not in found["ignore"]
+        assert found["config_groups"]["group_0"]["targets"] == ["Linear", "lm_head"]
+        return
+    assert found["lm_head"] is True
+    named = found.get("dynamic", found.get("modules_to_not_convert"))
+    assert named
+    assert not any("lm_head" in name for name in named)
+
+
+def test_tables_that_are_held_quantized_are_named() -> None:
+    held = {"model.embed_tokens.weight": HALF, "model.layers.0.mlp.up_proj.weight": HALF}
+    groups = settings(llama(), "int4", method=(), held=held)["config_groups"]
+    assert groups["group_0"]["targets"] == ["Linear", "model.embed_tokens"]
+
+
+def test_text_that_utf_8_cannot_hold_is_written_as_it_was_read() -> None:
+    model = llama(config={**CONFIG, "odd": "\ud800"})
+    assert config(model, "int4")["odd"] == "\ud800"
 
 
 def test_heads_by_other_names_are_left_alone_and_tables_not_mentioned() -> None:
