@@ -9,6 +9,7 @@ from ._compressed_tensors import compressed_tensors_config
 from ._container import json_bytes
 from ._dtypes import stating_dtype
 from ._options import FLOATS
+from ._roles import experts_of
 from ._skipped import exactly, float_modules, need_apart, quantized_head
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ def _settings(job: Job, plans: Sequence[PlannedTensor]) -> dict[str, Any]:
         return compressed_tensors_config(quantized, skipped)
     if job.scheme.format in {"gptq", "gptq_v2"}:
         return _gptq(job, quantized, skipped)
-    need_apart(job.scheme.format, skipped, quantized)
     if job.scheme.format == "awq":
+        need_apart(job.scheme.format, skipped, quantized)
         return _awq(quantized, skipped)
+    # All experts of a layer by one name: transformers tries every name on every module.
+    skipped = sorted({experts_of(name) or name for name in skipped})
+    need_apart(job.scheme.format, skipped, quantized)
     return _bitsandbytes(job, quantized, skipped)
 
 

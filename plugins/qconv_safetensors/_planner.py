@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ._held import held_grids
 from ._layouts import LayoutName, layout_of
 from ._options import FLOATS, Scheme, read_scheme
 from ._part import STORED_DTYPES
-from ._roles import TRANSPOSED, Role, counted_blocks, role_of, siblings
+from ._roles import TRANSPOSED, Role, counted_blocks, experts_of, role_of, siblings
 from ._serve import check_served
 from ._view import HuggingFaceView, ViewTensor, view_of
 
@@ -106,6 +106,8 @@ def _choose_grids(
             "weights transposed (Conv1D); no runtime loads them quantized: use safetensors:bf16, "
             "or a gguf format"
         )
+    experts = _experts_left(job, weights)
+    weights = {name: each for name, each in weights.items() if name not in experts}
     if not weights:
         raise Unsupported(
             f"safetensors:{job.scheme.format}: no linear weight of a block was found among "
@@ -114,7 +116,18 @@ def _choose_grids(
         )
     grid = grid_of(job.scheme, job.dtype)
     kept = _kept_in_float(job, grid, weights)
-    return {name: grid for name in weights if name not in kept}, kept
+    return {name: grid for name in weights if name not in kept}, {**experts, **kept}
+
+
+def _experts_left(job: Job, names: Iterable[str]) -> dict[str, str]:
+    """Experts that stay float whatever their shape, with the reason.
+
+    transformers 5 stacks experts when it loads them, which bitsandbytes' codes cannot be.
+    """
+    if job.scheme.format not in {"nf4", "fp4"}:
+        return {}
+    reason = "experts stay float: transformers stacks them, and bitsandbytes takes linear layers"
+    return {name: reason for name in names if experts_of(name)}
 
 
 def _kept_in_float(job: Job, grid: Grid, weights: Mapping[str, ViewTensor]) -> dict[str, str]:

@@ -100,12 +100,18 @@ def _further(match: re.Match[str], blocks: int | None) -> bool:
     return beyond or bool(_FURTHER_TOKENS.search(match[0]))
 
 
+def experts_of(name: str) -> str | None:
+    """The module that holds all experts of a layer, of a tensor or module of one of them."""
+    match = re.match(r"(.+?\.experts)\.\d+\.", name)
+    return match[1] if match else None
+
+
 def sibling_key(name: str) -> str:
     """What the weights that a runtime merges have in common; of others, their own name."""
     module = name.removesuffix(".weight")
-    experts = re.match(r"(.+?\.experts)\.\d+\.", module)
+    experts = experts_of(module)
     if experts:
-        return experts[1]
+        return experts
     parent, _, last = module.rpartition(".")
     return f"{parent}.{_MERGED[last]}" if last in _MERGED else module
 

@@ -198,6 +198,16 @@ def test_bitsandbytes_is_described_as_transformers_writes_it() -> None:
     }
 
 
+def test_bitsandbytes_is_told_of_experts_by_their_layer() -> None:
+    experts = [
+        tensor(f"model.layers.0.mlp.experts.{number}.{module}.weight", 256, 256)
+        for number in range(3)
+        for module in ("up_proj", "down_proj")
+    ]
+    found = settings(llama(*experts), "nf4")["llm_int8_skip_modules"]
+    assert found == ["lm_head", "model.layers.0.mlp.experts"]
+
+
 def test_transformers_reads_its_own_settings_back() -> None:
     from transformers.utils.quantization_config import AwqConfig, BitsAndBytesConfig
 

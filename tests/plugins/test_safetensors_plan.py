@@ -172,6 +172,16 @@ def test_experts_stored_one_by_one_are_quantized() -> None:
     assert name in quantized(plan(llama(tensor(name, 256, 512)), "int4"))
 
 
+@pytest.mark.parametrize("target", ["nf4", "fp4"])
+def test_experts_stay_float_where_bitsandbytes_cannot_hold_them_stacked(target: str) -> None:
+    name = f"{BLOCK}.mlp.experts.7.down_proj.weight"
+    plans = plan(llama(tensor(name, 256, 512)), target)
+    found = find(plans, name)
+    assert (found.action, found.fallback_from) == ("copy", f"{target}_b64")
+    assert found.reason.startswith("experts stay float: transformers stacks them")
+    assert f"{BLOCK}.mlp.down_proj.weight" in quantized(plans)
+
+
 def test_rows_that_groups_do_not_divide_are_refused_with_sizes_that_work() -> None:
     with pytest.raises(
         UnsupportedGrid,
