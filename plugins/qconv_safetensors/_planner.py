@@ -78,6 +78,7 @@ def plan(request: PlanRequest) -> TensorPlans:
     job = read_job(request)
     blocks = counted_blocks(job.view.config)
     roles = {each.name: role_of(each.name, each.shape, blocks) for each in job.view.tensors}
+    _refuse_codes(job, request, roles)
     grids: Mapping[str, Grid] = {}
     kept: Mapping[str, str] = {}
     if job.scheme.format not in FLOATS:
@@ -91,6 +92,24 @@ def plan(request: PlanRequest) -> TensorPlans:
         for each in job.view.tensors
     )
     return TensorPlans(tensors=tensors, dropped=job.view.dropped)
+
+
+def _refuse_codes(job: Job, request: PlanRequest, roles: Mapping[str, Role]) -> None:
+    """Refuse codes that nothing says the values of: cast or rounded, they would be garbage.
+
+    Raises:
+        Unsupported: names the first such tensor.
+    """
+    if job.model.kind != "safetensors":
+        return
+    for each in job.view.tensors:
+        stored = job.model.tensors[each.source].dtype
+        plain = stored in TORCH_FLOATS or each.source in request.held
+        if not plain and (stored.startswith("F") or roles[each.name].linear):
+            raise Unsupported(
+                f"tensor {each.name!r}: stored as {stored}, and no quantization_config in "
+                "config.json says what values such codes stand for; start from the float checkpoint"
+            )
 
 
 def _choose_grids(

@@ -209,3 +209,21 @@ def test_packed_codes_are_never_taken_for_weights():
 
     with pytest.raises(Unsupported, match="is quantized already .*method 'gptq'.*float checkpoint"):
         plan_for(Packed({"a": torch.ones(4, 8)}), ToyBackend(skips=["a"]), allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "where"),
+    [
+        ({"text_config": {"quantization_config": {"bits": 4}}}, {}, "text_config quantization_c"),
+        ({"compression_config": {"format": "dense"}}, {}, "compression_config in config.json"),
+        ({}, {"hf_quant_config.json": b"{}"}, "hf_quant_config.json, method 'modelopt'"),
+    ],
+)
+def test_codes_are_refused_wherever_it_says_so(config, files, where):
+    class Packed(MemoryCheckpoint):
+        @property
+        def model(self):
+            return replace(super().model, config=config, files=files)
+
+    with pytest.raises(Unsupported, match=rf"is quantized already \({where}"):
+        plan_for(Packed({"a": torch.ones(4, 8)}), ToyBackend())

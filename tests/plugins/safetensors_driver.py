@@ -14,7 +14,7 @@ from safetensors import safe_open
 from qconv.plugin import Layout, ModelInfo, PlanRequest, TensorInfo, TensorPlans
 from qconv_safetensors._backend import SafetensorsBackend
 
-BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
+BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I8": 1, "F8_E4M3": 1}
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -232,6 +232,14 @@ def test_when_nothing_is_left_to_quantize_the_plan_is_refused() -> None:
         plan(llama(hidden=40, inner=40, kv=40), "nf4", indivisible="float")
 
 
+@pytest.mark.parametrize("target", ["int4", "nf4", "bf16"])
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8"])
+def test_codes_of_which_nothing_tells_the_values_are_refused(target: str, dtype: str) -> None:
+    more = tensor("model.layers.0.mlp.other_proj.weight", 256, 512, dtype=dtype)
+    with pytest.raises(Unsupported, match=f"other_proj.weight': stored as {dtype}, and no quant"):
+        plan(llama(more), target)
+
+
 def test_a_model_without_linear_weights_is_refused() -> None:
     model = llama(layers=0)
     with pytest.raises(Unsupported, match=r"no linear weight .* use safetensors:bf16 to copy"):

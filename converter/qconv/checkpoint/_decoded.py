@@ -34,7 +34,7 @@ _DECODING = 4
 #: Where config.json says that, and how, the weights are quantized; the second is older.
 _SETTINGS = frozenset({"quantization_config", "compression_config"})
 #: Companions that say the same.
-_SETTINGS_FILES = frozenset({"quant_config.json", "quantize_config.json"})
+_SETTINGS_FILES = frozenset({"hf_quant_config.json", "quant_config.json", "quantize_config.json"})
 
 #: Stored types by what config.json calls the model's dtype, and their bytes.
 _DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}

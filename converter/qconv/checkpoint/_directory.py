@@ -21,17 +21,23 @@ _COMPANIONS = frozenset(
         "chat_template.json",
         "config.json",
         "generation_config.json",
+        "hf_quant_config.json",
         "merges.txt",
         "preprocessor_config.json",
         "processor_config.json",
         "quant_config.json",
         "quantize_config.json",
+        "sentencepiece.bpe.model",
         "special_tokens_map.json",
+        "spiece.model",
+        "tekken.json",
+        "tiktoken.model",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
         "video_preprocessor_config.json",
         "vocab.json",
+        "vocab.txt",
     }
 )
 

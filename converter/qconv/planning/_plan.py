@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _PLAIN = SourceFacts()
 
+#: Where ModelOpt says how it quantized.
+_MODELOPT = "hf_quant_config.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetPlan:
@@ -68,7 +71,7 @@ class TargetPlan:
 
     @property
     def fallbacks(self) -> tuple[TensorPlan, ...]:
-        """Tensors stored in another type than the format asks for, because of their shape."""
+        """Tensors stored in another type than the format asks for, which cannot hold them."""
         return tuple(plan for plan in self.tensors.tensors if plan.fallback_from)
 
     @property
@@ -297,16 +300,26 @@ def _refuse_quantized(source: Path, model: ModelInfo, families: Sequence[str]) -
     """Packed codes look like weights: never take them for some, whatever may be left out.
 
     Raises:
-        Unsupported: config.json says that the checkpoint is quantized.
+        Unsupported: config.json, or a file beside it, says that the checkpoint is quantized.
     """
-    settings = model.config.get("quantization_config")
-    if settings:
+    for where, settings in _quantization_settings(model):
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         raise Unsupported(
-            f"{str(source)!r} is quantized already (quantization_config in config.json, method "
-            f"{method or 'unknown'!r}), which no plugin decodes (those that are decoded: "
-            f"{', '.join(families) or 'none'}); convert the float checkpoint it was made from"
+            f"{str(source)!r} is quantized already ({where}, method {method or 'unknown'!r}), "
+            f"which no plugin decodes (those that are decoded: {', '.join(families) or 'none'}); "
+            "convert the float checkpoint it was made from"
         )
+
+
+def _quantization_settings(model: ModelInfo) -> Iterator[tuple[str, object]]:
+    """Where it is said that the weights are quantized, and what: for parts of a model, too."""
+    nested = {key: value for key, value in model.config.items() if isinstance(value, dict)}
+    for within, config in (("", model.config), *nested.items()):
+        for key in ("quantization_config", "compression_config"):
+            if config.get(key):
+                yield f"{within} {key} in config.json".lstrip(), config[key]
+    if _MODELOPT in model.files:
+        yield _MODELOPT, {"quant_method": "modelopt"}
 
 
 def _plan_target(
@@ -340,7 +353,7 @@ def _plan_warnings(targets: Sequence[TargetPlan]) -> Iterator[str]:
         if target.fallbacks:
             yield (
                 f"{target.label}: {target.fallback_share:.1%} of the weights fall back to another "
-                f"type because of their shape; {target.bits_per_weight:.2f} bits per weight in all "
+                f"type; {target.bits_per_weight:.2f} bits per weight in all "
                 "(qconv plan lists them; --max-fallback turns this into an error)"
             )
         if target.unused:
