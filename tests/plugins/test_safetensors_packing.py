@@ -132,9 +132,26 @@ def test_gptq_v2_states_zero_points_as_they_are_and_v1_less_one() -> None:
 def test_gptq_v1_refuses_a_zero_point_of_zero() -> None:
     value = integers(16, 64, bits=4, symmetric=False)
     value.parameters["zero_point"][3, 1] = 0
-    with pytest.raises(UnsupportedGrid, match="1 groups have zero-point 0, but GPTQ v1 .*gptq_v2"):
+    value.codes[3, 40] = 15
+    with pytest.raises(
+        UnsupportedGrid, match=r"1 groups have zero-point 0 and use all codes, but .*gptq_v2"
+    ):
         _gptq.pack_v1(NAME, value, "bfloat16")
     assert len(_gptq.pack_v2(NAME, value, "bfloat16")) == 4
+
+
+def test_gptq_v1_moves_a_group_that_does_not_use_all_codes() -> None:
+    value = integers(16, 64, bits=4, symmetric=False)
+    value.parameters["zero_point"][3, 1] = 0
+    value.codes[3, 32:] = torch.arange(32, dtype=torch.uint8) % 15
+    before = value.codes.clone()
+    qweight, qzeros, *_ = _gptq.pack_v1(NAME, value, "")
+    codes, zero = before.int(), value.parameters["zero_point"].int()
+    assert torch.equal(value.codes, before)
+    codes[3, 32:] += 1
+    zero[3, 1] = 1
+    assert qweight.t().tolist() == [dense(row, 4) for row in codes.tolist()]
+    assert qzeros.tolist() == [dense(row, 4) for row in (zero.t() - 1).tolist()]
 
 
 def test_awq_packs_eight_outputs_to_a_word_in_its_own_order() -> None:

@@ -53,31 +53,45 @@ def pack_v1(name: str, value: QuantTensor, dtype: str) -> list[torch.Tensor]:  #
     """The four parts, zero-points less one.
 
     Raises:
-        UnsupportedGrid: a zero-point is 0, which v1 cannot say.
+        UnsupportedGrid: a zero-point is 0, which v1 cannot say, below codes up to the highest.
     """
     grid = _half_scales(name, value.grid)
-    zero = zero_points(value, grid)
-    if not bool((zero > 0).all()):
-        raise UnsupportedGrid(
-            f"tensor {name!r}: {int((zero == 0).sum())} groups have zero-point 0, but GPTQ v1 "
-            "stores zero-points less one and cannot say it; use safetensors:gptq_v2 or int4"
-        )
-    return _pack(value, grid, zero - 1)
+    codes, zero = _above_zero(name, grid, unsigned_codes(value, grid), zero_points(value, grid))
+    return _pack(value, grid, codes, zero - 1)
 
 
 def pack_v2(name: str, value: QuantTensor, dtype: str) -> list[torch.Tensor]:  # noqa: ARG001
     """The four parts, zero-points as they are."""
     grid = _half_scales(name, value.grid)
-    return _pack(value, grid, zero_points(value, grid))
+    return _pack(value, grid, unsigned_codes(value, grid), zero_points(value, grid))
 
 
-def _pack(value: QuantTensor, grid: UniformGrid, zero: torch.Tensor) -> list[torch.Tensor]:
-    """zero: (out, groups) uint8, as stored."""
+def _above_zero(
+    name: str, grid: UniformGrid, codes: torch.Tensor, zero: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same values with no zero-point 0: such groups move up by one, codes and all."""
+    moved = zero == 0
+    if not bool(moved.any()):
+        return codes, zero
+    grouped = codes.view(*zero.shape, -1)  # (out, groups, columns of a group)
+    stuck = int((moved & (grouped.amax(2) == (1 << grid.bits) - 1)).sum())
+    if stuck:
+        raise UnsupportedGrid(
+            f"tensor {name!r}: {stuck} groups have zero-point 0 and use all codes, but GPTQ v1 "
+            "stores zero-points less one and cannot say it; use safetensors:gptq_v2 or int4"
+        )
+    return (grouped + moved[..., None]).view(codes.shape), zero + moved
+
+
+def _pack(
+    value: QuantTensor, grid: UniformGrid, codes: torch.Tensor, zero: torch.Tensor
+) -> list[torch.Tensor]:
+    """codes: (out, in) uint8; zero: (out, groups) uint8, as stored."""
     import torch
 
     columns = value.shape[1]
     # GPTQ's words down a column are the words along a row of the dense packing, turned.
-    qweight = pack_rows(unsigned_codes(value, grid), grid.bits).t().contiguous()
+    qweight = pack_rows(codes, grid.bits).t().contiguous()
     qzeros = pack_rows(zero.t().contiguous(), grid.bits)
     scales = value.parameters["scale"].cpu().t().contiguous()
     g_idx = torch.arange(columns, dtype=torch.int32) // grid.columns(columns)
