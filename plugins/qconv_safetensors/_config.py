@@ -9,8 +9,7 @@ from ._compressed_tensors import compressed_tensors_config
 from ._container import json_bytes
 from ._dtypes import stating_dtype
 from ._options import FLOATS
-from ._roles import experts_of
-from ._skipped import exactly, float_modules, need_apart, quantized_head
+from ._skipped import float_modules, merged_experts, need_apart, pattern, quantized_head
 
 if TYPE_CHECKING:
     from ._planner import Job, PlannedTensor
@@ -41,14 +40,12 @@ def _settings(job: Job, plans: Sequence[PlannedTensor]) -> dict[str, Any]:
     skipped = float_modules(plans)
     if job.scheme.format in _FORMATS:
         return compressed_tensors_config(quantized, skipped)
+    skipped = merged_experts(skipped, quantized)
     if job.scheme.format in {"gptq", "gptq_v2"}:
         return _gptq(job, quantized, skipped)
-    if job.scheme.format == "awq":
-        need_apart(job.scheme.format, skipped, quantized)
-        return _awq(quantized, skipped)
-    # All experts of a layer by one name: transformers tries every name on every module.
-    skipped = sorted({experts_of(name) or name for name in skipped})
     need_apart(job.scheme.format, skipped, quantized)
+    if job.scheme.format == "awq":
+        return _awq(quantized, skipped)
     return _bitsandbytes(job, quantized, skipped)
 
 
@@ -60,7 +57,7 @@ def _gptq(job: Job, quantized: Sequence[PlannedTensor], skipped: Sequence[str]) 
         "bits": spec["bits"],
         "checkpoint_format": job.scheme.format,
         "desc_act": False,
-        "dynamic": {f"-:{exactly(name)}": {} for name in skipped},
+        "dynamic": {f"-:{pattern(name)}": {} for name in skipped},
         "group_size": _group_size(spec),
         "lm_head": quantized_head(quantized),
         "pack_dtype": "int32",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qconv.errors import Unsupported
 
-from ._roles import float_experts, is_float_linear
+from ._roles import experts_of, float_experts, is_float_linear
 
 if TYPE_CHECKING:
     from ._planner import PlannedTensor
@@ -25,6 +25,19 @@ def float_modules(plans: Sequence[PlannedTensor]) -> list[str]:
         experts = float_experts(plan.name, plan.shape)
         if experts:
             names.add(experts)
+    return sorted(names)
+
+
+def merged_experts(skipped: Sequence[str], quantized: Sequence[PlannedTensor]) -> list[str]:
+    """The names with one for all experts of a layer, which runtimes merge into one module.
+
+    transformers and vLLM ask for that one's name where they do not know compressed-tensors.
+    """
+    mixed = {experts_of(plan.name) for plan in quantized}
+    names = set()
+    for name in skipped:
+        experts = experts_of(name)
+        names.add(name if experts is None or experts in mixed else experts)
     return sorted(names)
 
 
@@ -56,6 +69,7 @@ def need_apart(
         )
 
 
-def exactly(name: str) -> str:
-    """A regular expression for one module's name."""
-    return f"^{re.escape(name)}$"
+def pattern(name: str) -> str:
+    """A regular expression for one module's name, or for experts and all within."""
+    within = r"(\..+)?" if name.endswith(".experts") else ""
+    return f"^{re.escape(name)}{within}$"

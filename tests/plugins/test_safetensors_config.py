@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors_driver import CONFIG, config, files, llama, request, settings, tensor
 
 from qconv.errors import Unsupported
 from qconv.grids import UniformGrid
+
+if TYPE_CHECKING:
+    from qconv.plugin import TensorInfo
 
 ROUTER = tensor("model.layers.0.moe.gate.weight", 8, 256)
 
@@ -113,6 +118,7 @@ def test_linear_modules_left_in_float_are_named() -> None:
 
 HEAD = "lm_head.weight"
 HALF = UniformGrid(bits=4, symmetric=True, group_size=128)
+ZEROS = UniformGrid(bits=4, symmetric=False, group_size=128)
 
 
 @pytest.mark.parametrize("target", ["int4", "gptq", "awq"])
@@ -198,14 +204,33 @@ def test_bitsandbytes_is_described_as_transformers_writes_it() -> None:
     }
 
 
-def test_bitsandbytes_is_told_of_experts_by_their_layer() -> None:
-    experts = [
-        tensor(f"model.layers.0.mlp.experts.{number}.{module}.weight", 256, 256)
+def experts(layer: int, size: int = 256) -> list[TensorInfo]:
+    return [
+        tensor(f"model.layers.{layer}.mlp.experts.{number}.{module}.weight", size, size)
         for number in range(3)
         for module in ("up_proj", "down_proj")
     ]
-    found = settings(llama(*experts), "nf4")["llm_int8_skip_modules"]
-    assert found == ["lm_head", "model.layers.0.mlp.experts"]
+
+
+@pytest.mark.parametrize("target", ["nf4", "awq", "gptq"])
+def test_experts_left_in_float_are_named_by_their_layer(target: str) -> None:
+    further = experts(2)  # beyond the two layers that are run
+    found = settings(llama(*further), target)
+    skipped = found.get("llm_int8_skip_modules", found.get("modules_to_not_convert"))
+    if target != "gptq":
+        assert skipped == ["lm_head", "model.layers.2.mlp.experts"]
+        return
+    _, merged = [key.removeprefix("-:") for key in found["dynamic"]]
+    assert re.match(merged, "model.layers.2.mlp.experts")
+    assert re.match(merged, "model.layers.2.mlp.experts.0.up_proj")
+    assert not re.match(merged, "model.layers.2.mlp.experts_more")
+
+
+def test_experts_are_named_one_by_one_where_some_are_quantized() -> None:
+    first, *others = experts(0)
+    found = settings(llama(first, *others), "awq", method=(), held={first.name: ZEROS})
+    names = [name for name in found["modules_to_not_convert"] if ".experts" in name]
+    assert names == sorted(each.name.removesuffix(".weight") for each in others)
 
 
 def test_transformers_reads_its_own_settings_back() -> None:
