@@ -107,8 +107,8 @@ def _refuse_codes(job: Job, request: PlanRequest, roles: Mapping[str, Role]) -> 
         plain = stored in TORCH_FLOATS or each.source in request.held
         if not plain and (stored.startswith("F") or roles[each.name].linear):
             raise Unsupported(
-                f"tensor {each.name!r}: stored as {stored}, and no quantization_config in "
-                "config.json says what values such codes stand for; start from the float checkpoint"
+                f"tensor {each.name!r}: stored as {stored}, and neither config.json nor tensors "
+                "beside it say what values such codes stand for; start from the float checkpoint"
             )
 
 

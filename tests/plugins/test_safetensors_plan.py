@@ -236,7 +236,7 @@ def test_when_nothing_is_left_to_quantize_the_plan_is_refused() -> None:
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I8"])
 def test_codes_of_which_nothing_tells_the_values_are_refused(target: str, dtype: str) -> None:
     more = tensor("model.layers.0.mlp.other_proj.weight", 256, 512, dtype=dtype)
-    with pytest.raises(Unsupported, match=f"other_proj.weight': stored as {dtype}, and no quant"):
+    with pytest.raises(Unsupported, match=f"other_proj.weight': stored as {dtype}, and neither"):
         plan(llama(more), target)
 
 
