@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from qconv.errors import UnreadableInput
 from qconv.plugin import FilePlan, Layout, Place
 
 from ._part import DTYPE_NBYTES, Part
@@ -52,7 +53,11 @@ def lay_out(folder: str, tensors: Sequence[Stored], shard_nbytes: int) -> Layout
     """The weights files of an artifact, an index if there are several, and every place.
 
     shard_nbytes: the most a file may hold, headers apart; a larger tensor has one of its own
+
+    Raises:
+        UnreadableInput: two tensors would be stored under one name.
     """
+    _refuse_shared_names(tensors)
     shards = _split(tensors, shard_nbytes)
     files: list[FilePlan] = []
     places: dict[str, tuple[Place, ...]] = {}
@@ -69,6 +74,19 @@ def lay_out(folder: str, tensors: Sequence[Stored], shard_nbytes: int) -> Layout
             small_file(f"{folder}/model.safetensors.index.json", _index(weight_map, total))
         )
     return Layout(files=tuple(files), places=places)
+
+
+def _refuse_shared_names(tensors: Sequence[Stored]) -> None:
+    owners: dict[str, str] = {}
+    for tensor in tensors:
+        for name, _ in tensor.parts:
+            other = owners.setdefault(name, tensor.name)
+            if other != tensor.name:
+                raise UnreadableInput(
+                    f"tensor {name!r}: tensors {other!r} and {tensor.name!r} of the source would "
+                    "both be stored under this name; what it holds beside the weight is left of "
+                    "another quantization: take it out, or start from the float checkpoint"
+                )
 
 
 def small_file(path: str, data: bytes) -> FilePlan:

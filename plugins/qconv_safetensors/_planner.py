@@ -119,7 +119,7 @@ def _choose_grids(
     if request.held:
         return held_grids(job.scheme.format, job.view, request.held), {}
     kind = job.view.config.get("model_type")
-    if kind in TRANSPOSED:
+    if isinstance(kind, str) and kind in TRANSPOSED:
         raise Unsupported(
             f"safetensors:{job.scheme.format}: model_type is {kind!r}, which stores its linear "
             "weights transposed (Conv1D); no runtime loads them quantized: use safetensors:bf16, "

@@ -269,3 +269,8 @@ def test_plain_formats_cast_floats_and_leave_integers(target: str) -> None:
     assert norm.action == ("copy" if target == "bf16" else "cast")
     assert norm.reason == "plain floats"
     assert norm.fallback_from is None
+
+
+@pytest.mark.parametrize("kind", [["llama"], {}, 3, None])
+def test_a_model_type_that_is_no_name_is_none(kind: object) -> None:
+    assert quantized(plan(llama(config={"model_type": kind}), "int4"))

@@ -137,3 +137,13 @@ def test_a_dtype_that_is_not_known_is_refused() -> None:
 def test_an_empty_tensor_is_refused() -> None:
     with pytest.raises(UnreadableInput, match=r"tensor 'model.odd': shape \(0, 4\) holds no val"):
         lay_out(request(llama(tensor("model.odd", 0, 4)), "int4"))
+
+
+def test_a_name_that_the_layout_needs_itself_is_refused() -> None:
+    left = tensor("model.layers.0.mlp.up_proj.weight_scale", 512)
+    with pytest.raises(
+        UnreadableInput,
+        match=r"up_proj.weight_scale': tensors '.*up_proj.weight' and '.*weight_scale' of the",
+    ):
+        lay_out(request(llama(left), "int4"))
+    assert lay_out(request(llama(left), "awq"))
