@@ -160,7 +160,7 @@ def _stored(plan: TensorPlan) -> Stored:
     if plan.storage not in DTYPE_NBYTES:
         raise Unsupported(
             f"tensor {plan.name!r}: dtype {plan.storage} is not one this backend writes "
-            f"({', '.join(sorted(DTYPE_NBYTES))}); convert to safetensors:bf16, which casts floats"
+            f"({', '.join(sorted(DTYPE_NBYTES))}); leave it out of the source"
         )
     if not all(plan.shape):
         raise UnreadableInput(

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 #: Bytes of one value, by safetensors' name of the dtype.
 DTYPE_NBYTES = {
     "I64": 8,
+    "U64": 8,
     "F64": 8,
     "I32": 4,
+    "U32": 4,
     "F32": 4,
     "I16": 2,
+    "U16": 2,
     "F16": 2,
     "BF16": 2,
     "I8": 1,
