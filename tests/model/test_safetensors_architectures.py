@@ -51,3 +51,13 @@ def test_quantized_models_compute_what_they_decode_to(kind: str, tmp_path: Path)
     # Experts are decoded in bfloat16; all other weights exactly.
     bound = 2e-2 * float(expected.abs().max()) if kind in tiny.EXPERT_MODELS else 0.0
     assert float((logits(artifact) - expected).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("kind", tiny.EXPERT_MODELS)
+def test_bitsandbytes_loads_mixtures_of_experts(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    source = tmp_path / kind
+    tiny.save(kind, source, **{**CHANGES[kind], "head_dim": 16})
+    qconv.convert(source, "safetensors:nf4", out=tmp_path)
+    before, after = logits(source), logits(tmp_path / f"{kind}-NF4")
+    assert float((after - before).norm() / before.norm()) < 1.0  # unrelated logits: 1.4
