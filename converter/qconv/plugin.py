@@ -224,12 +224,15 @@ class Place:
     nbytes: exact size
     row_nbytes: bytes of one row when rows lie one after the other, so that slabs of rows can be
         written on their own; None when the part must be encoded whole
+    rows_together: slabs begin at a multiple of so many rows, which share words; they divide the
+        rows
     """
 
     file: str
     offset: int
     nbytes: int
     row_nbytes: int | None
+    rows_together: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,6 +138,7 @@ def _lay_out_shard(
                 offset=starts[name],
                 nbytes=part.nbytes,
                 row_nbytes=part.nbytes // tensor.rows if part.by_rows else None,
+                rows_together=part.rows_together,
             )
             for name, part in tensor.parts
             if not part.in_header

@@ -47,6 +47,7 @@ class Part:
     suffix: the stored name is ``X.<suffix>``
     dtype: safetensors' name: ``I32``, ``F8_E4M3``, ...
     by_rows: rows of the weight are consecutive, equally long rows of the part
+    rows_together: slabs of such rows begin at a multiple of so many, which share packed words
     constant: the part's bytes, when they do not depend on values; it is not packed then
     """
 
@@ -54,6 +55,7 @@ class Part:
     dtype: str
     shape: tuple[int, ...]
     by_rows: bool
+    rows_together: int = 1
     constant: bytes | None = field(default=None, repr=False)
 
     @property

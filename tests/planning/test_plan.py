@@ -150,6 +150,7 @@ def place(**fields) -> Place:
         ((place(offset=4),), "overlaps"),
         ((place(nbytes=100),), "4 rows of 32 bytes are not 100 bytes"),
         ((place(offset=4000),), "ends at byte 4128"),
+        ((place(rows_together=3),), "rows_together is 3, which does not divide 4 rows"),
     ],
 )
 def test_a_layout_that_does_not_add_up_is_the_plugins_fault(places, says):

@@ -6,10 +6,11 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from math import lcm
 from typing import TYPE_CHECKING
 
 from qconv.conversion._journal import Slab
-from qconv.planning import rows_stand_alone
+from qconv.planning import rows_apart
 
 if TYPE_CHECKING:
     from qconv.conversion._slabs import Job
@@ -47,7 +48,7 @@ def pending_slabs(
 ) -> Iterator[tuple[Job, int, int]]:
     """Slabs that some target still lacks."""
     for job in jobs:
-        for start, stop in job.slabs(plan.needs.slab_weights, in_slabs=in_slabs(plan, job)):
+        for start, stop in job.slabs(plan.needs.slab_weights, rows_together(plan, job)):
             lacking = (
                 Slab(tensor=use.name, start=start, stop=stop) not in done[number]
                 for number, use in job.uses
@@ -56,11 +57,12 @@ def pending_slabs(
                 yield job, start, stop
 
 
-def in_slabs(plan: Plan, job: Job) -> bool:
-    """Whether the method and all targets allow the job to be cut into slabs of rows."""
-    return plan.streams and all(
-        rows_stand_alone(plan.targets[number].layout, use) for number, use in job.uses
-    )
+def rows_together(plan: Plan, job: Job) -> int:
+    """Slabs of the job hold a multiple of so many rows, for the method and all targets; or all."""
+    if not plan.streams:
+        return job.rows
+    apart = lcm(*(rows_apart(plan.targets[number].layout, use) for number, use in job.uses))
+    return min(job.rows, apart)
 
 
 @contextlib.contextmanager

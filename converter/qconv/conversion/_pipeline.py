@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from qconv._version import __version__
 from qconv.conversion._ahead import (
     encode_ahead,
-    in_slabs,
     pending_slabs,
+    rows_together,
     torch_threads,
     workers,
 )
@@ -227,7 +227,8 @@ class _Run:
 def _kept_whole(plan: Plan) -> list[str]:
     """Tensors that some target must have whole, so that all targets get them so."""
     jobs = make_jobs(plan.model, plan.targets)
-    return sorted(use.name for job in jobs if not in_slabs(plan, job) for _, use in job.uses)
+    whole = [job for job in jobs if rows_together(plan, job) == job.rows > 1]
+    return sorted(use.name for job in whole for _, use in job.uses)
 
 
 def _write(

@@ -71,7 +71,7 @@ class Proof:
                 f"not {plan.shape}"
             )
         found = found.reshape(job.rows, job.columns)
-        for start, stop in job.slabs(_SLAB, in_slabs=True):
+        for start, stop in job.slabs(_SLAB):
             rows = Rows(source=self.checkpoint, job=job, start=start, stop=stop)
             expected = rows.stored(plan).float()
             change = _first_change(expected, found[start:stop].float(), start)

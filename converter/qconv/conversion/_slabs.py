@@ -38,9 +38,10 @@ class Job:
     columns: int
     uses: tuple[tuple[int, TensorPlan], ...]
 
-    def slabs(self, weights: int, *, in_slabs: bool) -> Iterator[tuple[int, int]]:
-        """Row ranges of at most ``weights`` values each (one row at least)."""
-        step = max(1, weights // max(1, self.columns)) if in_slabs else max(1, self.rows)
+    def slabs(self, weights: int, together: int = 1) -> Iterator[tuple[int, int]]:
+        """Row ranges of at most ``weights`` values each, in multiples of ``together`` rows."""
+        together = max(1, together)
+        step = max(1, weights // max(1, self.columns * together)) * together
         for start in range(0, max(1, self.rows), step):
             yield start, min(start + step, self.rows)
 

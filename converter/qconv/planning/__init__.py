@@ -11,7 +11,7 @@ from qconv.planning._plan import (
     TargetPlan,
     build_plan,
     check_fallbacks,
-    rows_stand_alone,
+    rows_apart,
     tensor_nbytes,
 )
 from qconv.planning._source import SourceFacts, source_facts
@@ -31,7 +31,7 @@ __all__ = [
     "group_blocks",
     "matrix_shape",
     "plan_calibration",
-    "rows_stand_alone",
+    "rows_apart",
     "source_facts",
     "tensor_nbytes",
 ]

@@ -114,6 +114,11 @@ def _check_place(label: str, plan: TensorPlan, place: Place) -> None:
             f"plugin author: {label} tensor {plan.name!r}: {rows} rows of {place.row_nbytes} bytes "
             f"are not {place.nbytes} bytes"
         )
+    if place.rows_together < 1 or (place.row_nbytes is not None and rows % place.rows_together):
+        raise BrokenPlugin(
+            f"plugin author: {label} tensor {plan.name!r}: rows_together is {place.rows_together}, "
+            f"which does not divide {rows} rows"
+        )
 
 
 def _check_ranges(label: str, file: FilePlan, ranges: list[tuple[int, int, str]]) -> None:

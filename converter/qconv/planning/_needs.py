@@ -63,7 +63,7 @@ def chosen_threads(threads: int | None) -> int:
 
 
 def estimate_needs(
-    tensors: Iterable[tuple[TensorPlan, bool]],
+    tensors: Iterable[tuple[TensorPlan, int]],
     disk_nbytes: int,
     header_nbytes: int,
     threads: int,
@@ -73,7 +73,7 @@ def estimate_needs(
 ) -> Needs:
     """Bound memory: every thread holds one slab, plus what all targets encode of it.
 
-    tensors: each tensor's plan and whether its rows may be worked on in slabs
+    tensors: each tensor's plan and the fewest of its rows that may be worked on apart
     max_ram: bytes the process may take; the slab shrinks to fit
     extra_nbytes: what reading the source and calibration take besides
 
@@ -82,10 +82,10 @@ def estimate_needs(
     """
     fixed = BASE_NBYTES + 2 * header_nbytes + extra_nbytes
     largest = smallest = 1
-    for plan, in_slabs in tensors:
+    for plan, least in tensors:
         rows, columns = matrix_shape(plan.shape)
         largest = max(largest, rows * columns)
-        smallest = max(smallest, columns if in_slabs else rows * columns)
+        smallest = max(smallest, least * columns)
     slab = SLAB_WEIGHTS
     if max_ram is not None:
         room = (max_ram - fixed) // (threads * BYTES_IN_WORK)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING
 
 from qconv.errors import GateFailed, UnreadableInput, Unsupported
 from qconv.planning._accounting import listed, refuse_unused, unused_tensors
-from qconv.planning._borders import check_layout, check_plans
+from qconv.planning._borders import check_layout, check_plans, matrix_shape
 from qconv.planning._needs import Needs, estimate_needs
 from qconv.planning._source import SourceFacts
 from qconv.plugin import PlanRequest
@@ -279,7 +280,7 @@ def _add_up_needs(
     extra_nbytes: int,
 ) -> Needs:
     tensors = [
-        (plan, streams and rows_stand_alone(target.layout, plan))
+        (plan, rows_apart(target.layout, plan) if streams else matrix_shape(plan.shape)[0])
         for target in targets
         for plan in target.tensors.tensors
     ]
@@ -342,10 +343,14 @@ def _plan_target(
     )
 
 
-def rows_stand_alone(layout: Layout, plan: TensorPlan) -> bool:
-    """Whether rows can be quantized, encoded and written apart from one another."""
-    placed = all(place.row_nbytes is not None for place in layout.places[plan.name])
-    return placed and (plan.grid is None or plan.grid.rows_independent)
+def rows_apart(layout: Layout, plan: TensorPlan) -> int:
+    """The fewest rows that can be quantized, encoded and written apart from others; or all."""
+    rows, _ = matrix_shape(plan.shape)
+    places = layout.places[plan.name]
+    placed = all(place.row_nbytes is not None for place in places)
+    if not placed or (plan.grid is not None and not plan.grid.rows_independent):
+        return rows
+    return min(rows, lcm(*(place.rows_together for place in places)))
 
 
 def _plan_warnings(targets: Sequence[TargetPlan]) -> Iterator[str]:

@@ -8,6 +8,7 @@ compressed-tensors 0.20, ``compressors/pack_quantized``; since 0.19 codes of any
 
 from __future__ import annotations
 
+from math import gcd
 from typing import TYPE_CHECKING
 
 from qconv_safetensors._part import STORED_DTYPES, Part
@@ -58,9 +59,21 @@ def parts(
         ),
     ]
     if not integers.symmetric:
-        packed = (packed_words(rows, integers.bits), groups)
-        found.append(Part(suffix="weight_zero_point", dtype="I32", shape=packed, by_rows=False))
+        found.append(_zero_points(rows, groups, integers.bits))
     return tuple(found)
+
+
+def _zero_points(rows: int, groups: int, bits: int) -> Part:
+    """Packed along the rows: so many as fill whole words can be written apart from others."""
+    together = 32 // gcd(32, bits)
+    by_rows = rows % together == 0 and groups * bits % 8 == 0
+    return Part(
+        suffix="weight_zero_point",
+        dtype="I32",
+        shape=(packed_words(rows, bits), groups),
+        by_rows=by_rows,
+        rows_together=together if by_rows else 1,
+    )
 
 
 def pack(name: str, value: QuantTensor, dtype: str) -> list[torch.Tensor]:  # noqa: ARG001
