@@ -259,7 +259,7 @@ BAD_CONFIGS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
         r"stored quantized, but config\.json's ignore",
         {"ignore": ["re:.*mlp.*"]},
     ),
-    "pattern": (UnreadableInput, r"target 're:\(' is no regular expr", {"ignore": ["re:("]}),
+    "pattern": (UnreadableInput, r"config: '\(' is no regular expr", {"ignore": ["re:("]}),
     "ignore": (UnreadableInput, r"ignore is 'x', but must be a list of strings", {"ignore": "x"}),
     "targets": (UnreadableInput, r"no group of config\.json's config_groups has", {"targets": []}),
 }

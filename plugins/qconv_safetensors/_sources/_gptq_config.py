@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from qconv.errors import UnreadableInput, Unsupported
 
 from ._families import quantization
+from ._patterns import check_pattern
 from ._section import Section, shown
 
 if TYPE_CHECKING:
@@ -170,18 +171,8 @@ def _dynamic(config: Section) -> dict[str, Section | None]:
     for key in inner.values:
         left = key.startswith("-:")
         pattern = key.removeprefix("-:").removeprefix("+:")
-        _check_pattern(inner, pattern)
+        check_pattern(inner.where, pattern)
         found[pattern] = (
             None if left else inner.section(key) or Section(where=inner.where, values={})
         )
     return found
-
-
-def _check_pattern(section: Section, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UnreadableInput(
-            f"{section.where}: {shown(pattern)} is no regular expression ({error}); "
-            "get config.json anew from the model's publisher, or correct it"
-        ) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from qconv.errors import UnreadableInput, Unsupported
 
 from ._float8 import LARGEST_BLOCK
+from ._patterns import check_pattern
 from ._section import Section, shown
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def read_schemes(config: Section) -> Schemes:
     schemes = tuple(_scheme(group, default) for group in groups.values())
     ignore = config.texts("ignore")
     for target in (*ignore, *(target for scheme in schemes for target in scheme.targets)):
-        _check_pattern(config, target)
+        if target.startswith("re:"):
+            check_pattern(config.where, target.removeprefix("re:"))
     return Schemes(groups=schemes, ignore=ignore)
 
 
@@ -223,18 +225,6 @@ def _dynamic(values: Section) -> bool:
             "start from the float checkpoint"
         )
     return values.flag("dynamic", default=False)
-
-
-def _check_pattern(config: Section, target: str) -> None:
-    if not target.startswith("re:"):
-        return
-    try:
-        re.compile(target.removeprefix("re:"))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UnreadableInput(
-            f"{config.where}: target {shown(target)} is no regular expression ({error}); "
-            "get config.json anew from the model's publisher, or correct it"
-        ) from error
 
 
 def _names(target: str, module: str) -> bool:
