@@ -1,0 +1,111 @@
+"""The ONNX backend: plans, lays out, encodes and opens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qconv.errors import Unsupported
+
+from ._export import export_graph
+from ._layout import lay_out
+from ._options import read_scheme
+from ._parts import pack
+from ._planner import PlannedTensor, plan
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.plugin import (
+        ArtifactReader,
+        Layout,
+        ModelInfo,
+        PlanRequest,
+        TensorPlan,
+        TensorPlans,
+    )
+    from qconv.tensors import QuantTensor
+
+    from ._export import Exported
+    from ._options import Scheme
+
+#: Companions that say how a source was split or quantized.
+_STALE = frozenset({"model.safetensors.index.json", "recipe.yaml"})
+
+
+class OnnxBackend:
+    """Writes folders that onnxruntime runs: a graph, its weights, tokenizer and configs."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Exported] | None = None
+
+    def plan_tensors(self, request: PlanRequest) -> TensorPlans:
+        """Export the graph; put the linear weights of its blocks on the format's grid.
+
+        Raises:
+            UsageError: an option is unknown to the format.
+            BrokenPlugin: a library that this needs is not installed.
+            Unsupported: the architecture or format cannot be written.
+            UnsupportedGrid: the groups do not divide a weight's columns.
+        """
+        scheme = read_scheme(request)
+        exported = self._exported(request.model, scheme)
+        return plan(request, scheme, exported, exported.linears)
+
+    def layout(self, request: PlanRequest, plans: TensorPlans) -> Layout:
+        """A folder ``<model>-ONNX-<FORMAT>``."""
+        scheme = read_scheme(request)
+        model = request.model
+        folder = f"{_stem(model)}-ONNX-{scheme.format.upper()}"
+        companions = sorted(each for each in model.files.items() if each[0] not in _STALE)
+        tensors = [_planned(each) for each in plans.tensors]
+        return lay_out(folder, scheme, self._exported(model, scheme), tensors, companions)
+
+    def encode(
+        self, plan: TensorPlan, value: QuantTensor | torch.Tensor
+    ) -> Sequence[bytes | memoryview]:
+        """Encode a tensor, or a slab of its rows, to the bytes of each of its parts.
+
+        Raises:
+            UnsupportedGrid: the operator does not compute with the value's grid.
+        """
+        import torch
+
+        operator = _planned(plan).operator
+        if isinstance(value, torch.Tensor):
+            return [value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data]
+        return [each.tobytes() for each in pack(operator or "nbits", value)]
+
+    def open(self, path: Path) -> ArtifactReader:
+        """Open a folder with a reader that shares no code with this writer.
+
+        Raises:
+            UnreadableInput: the folder holds no sound artifact.
+        """
+        from ._reader import OnnxReader
+
+        return OnnxReader(path)
+
+    def _exported(self, model: ModelInfo, scheme: Scheme) -> Exported:
+        """The graph; layout gets the one that was planned with."""
+        shapes = [[name, list(info.shape)] for name, info in model.tensors.items()]
+        key = json.dumps([dict(model.config), shapes, scheme.dtype, scheme.kv_cache])
+        if self._last is None or self._last[0] != key:
+            exported = export_graph(model, dtype=scheme.dtype, kv_cache=scheme.kv_cache)
+            self._last = (key, exported)
+        return self._last[1]
+
+
+def _stem(model: ModelInfo) -> str:
+    """The model's name, fit for a folder's."""
+    return model.name.replace("/", "-").replace("\\", "-") or "model"
+
+
+def _planned(plan: TensorPlan) -> PlannedTensor:
+    if not isinstance(plan, PlannedTensor):
+        raise Unsupported(
+            f"plugin author: tensor {plan.name!r} was not planned by the onnx backend"
+        )
+    return plan

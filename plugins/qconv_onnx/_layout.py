@@ -1,0 +1,146 @@
+"""The files: a graph with the weights' places in it, the weights, and the source's companions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from qconv.plugin import FilePlan, Layout, Place
+
+from ._export import DATA_FILE
+from ._operators import Rewriter, find_linears
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from ._export import Exported
+    from ._options import Scheme
+    from ._parts import Part
+    from ._planner import PlannedTensor
+
+GRAPH_FILE = "model.onnx"
+
+#: onnxruntime maps parts of this size and more into memory, if they begin on a page.
+_LARGE, _PAGE, _SMALL_ALIGNMENT = 1 << 20, 4096, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placed:
+    """A part of a tensor and where it goes."""
+
+    name: str
+    part: Part
+    offset: int
+
+
+def lay_out(
+    folder: str,
+    scheme: Scheme,
+    exported: Exported,
+    tensors: Sequence[PlannedTensor],
+    companions: Sequence[tuple[str, bytes]],
+) -> Layout:
+    """All files of an artifact, and every place.
+
+    folder: the artifact's
+    companions: other files, by name
+    """
+    placed, end = _place(tensors)
+    graph = _graph(scheme, exported, placed)
+    files = [
+        FilePlan(path=f"{folder}/{GRAPH_FILE}", header=graph, nbytes=len(graph)),
+        FilePlan(path=f"{folder}/{DATA_FILE}", header=b"", nbytes=end),
+        *(
+            FilePlan(path=f"{folder}/{name}", header=data, nbytes=len(data))
+            for name, data in companions
+        ),
+    ]
+    places = {
+        tensor.name: tuple(
+            Place(
+                file=f"{folder}/{DATA_FILE}",
+                offset=each.offset,
+                nbytes=each.part.nbytes,
+                row_nbytes=_row_nbytes(tensor, each.part),
+            )
+            for each in parts
+        )
+        for tensor, parts in placed
+    }
+    return Layout(files=tuple(files), places=places)
+
+
+def _place(
+    tensors: Sequence[PlannedTensor],
+) -> tuple[list[tuple[PlannedTensor, list[_Placed]]], int]:
+    """Every part's offset, and where the last one ends."""
+    end = 0
+    placed = []
+    for tensor in tensors:
+        parts = []
+        for part in tensor.parts:
+            alignment = _PAGE if part.nbytes >= _LARGE else _SMALL_ALIGNMENT
+            start = -(-end // alignment) * alignment
+            parts.append(_Placed(name=tensor.name + part.suffix, part=part, offset=start))
+            end = start + part.nbytes
+        placed.append((tensor, parts))
+    return placed, end
+
+
+def _row_nbytes(tensor: PlannedTensor, part: Part) -> int | None:
+    return part.nbytes // prod(tensor.shape[:-1]) if part.by_rows else None
+
+
+def _graph(
+    scheme: Scheme,
+    exported: Exported,
+    placed: Sequence[tuple[PlannedTensor, Sequence[_Placed]]],
+) -> bytes:
+    """The bytes of the graph that computes with the tensors as they are stored."""
+    import onnx
+    import onnx_ir as ir
+
+    model = ir.from_proto(onnx.load_model_from_string(exported.graph))
+    known = model.graph.initializers
+    parts: dict[str, list[onnx_ir.Value]] = {}
+    for tensor, stored in placed:
+        if tensor.operator is None:
+            known[tensor.name].const_value = _external(stored[0])
+            continue
+        parts[tensor.name] = [_value(each) for each in stored]
+        for value in parts[tensor.name]:
+            known.add(value)
+    shapes = {tensor.name: (tensor.shape[0], tensor.shape[-1]) for tensor, _ in placed}
+    rewriter = Rewriter(model, scheme, parts, shapes)
+    for name, linear in find_linears(model).items():
+        if name in parts:
+            rewriter.replace(name, linear)
+    graph: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return graph
+
+
+def _external(placed: _Placed) -> onnx_ir.ExternalTensor:
+    import onnx_ir as ir
+
+    return ir.ExternalTensor(
+        DATA_FILE,
+        placed.offset,
+        placed.part.nbytes,
+        ir.DataType[placed.part.type],
+        shape=ir.Shape(placed.part.shape),
+        name=placed.name,
+    )
+
+
+def _value(placed: _Placed) -> onnx_ir.Value:
+    import onnx_ir as ir
+
+    tensor = _external(placed)
+    return ir.Value(
+        name=placed.name,
+        shape=tensor.shape,
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )

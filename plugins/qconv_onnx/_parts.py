@@ -1,0 +1,140 @@
+"""What a tensor becomes on disk: the initializers of the graph it is stored as.
+
+A quantized weight ``X`` becomes ``X_quantized``, ``X_scale`` and, unless its grid is symmetric,
+``X_zero_point``; a tensor left in float stays ``X``. Layouts: MatMulNBits has codes and parameters
+row by row, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md;
+DequantizeLinear before a MatMul, and MatMulInteger, have the weight transposed, ``(in, out)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from qconv.errors import UnsupportedGrid
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from qconv.grids import UniformGrid
+    from qconv.tensors import QuantTensor
+
+    from ._options import Operator
+
+CODES, SCALE, ZERO_POINT = "_quantized", "_scale", "_zero_point"
+
+#: Bits of one value, by ONNX's name of the type.
+_BITS = {"FLOAT": 32, "FLOAT16": 16, "INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4}
+
+#: ONNX's name of a type, by torch's.
+TYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One initializer.
+
+    suffix: it is called after the tensor, and this
+    type: ONNX's name: ``FLOAT``, ``UINT4``
+    by_rows: rows of the tensor are consecutive, equally long runs of its bytes
+    """
+
+    suffix: str
+    type: str
+    shape: tuple[int, ...]
+    by_rows: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk: 4-bit values lie two to a byte."""
+        return (prod(self.shape) * _BITS[self.type] + 7) // 8
+
+
+def float_parts(shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
+    """The part of a tensor left in float. dtype: torch dtype name."""
+    return (Part(suffix="", type=TYPES[dtype], shape=shape, by_rows=True),)
+
+
+def quantized_parts(
+    operator: Operator, shape: tuple[int, int], grid: UniformGrid
+) -> tuple[Part, ...]:
+    """The parts of a quantized weight, (out, in).
+
+    Raises:
+        UnsupportedGrid: the groups do not divide the columns.
+    """
+    grid.check_shape(shape)
+    rows, columns = shape
+    groups = columns // grid.columns(columns)
+    if operator == "nbits":
+        size = grid.columns(columns) * grid.bits // 8
+        parts = [
+            Part(suffix=CODES, type="UINT8", shape=(rows, groups, size), by_rows=True),
+            Part(suffix=SCALE, type="FLOAT", shape=(rows, groups), by_rows=True),
+        ]
+        packed = (groups * grid.bits + 7) // 8
+        zero = Part(suffix=ZERO_POINT, type="UINT8", shape=(rows, packed), by_rows=True)
+        return (*parts, *([] if grid.symmetric else [zero]))
+    if operator == "blocked":
+        kind = "INT4" if grid.symmetric else "UINT4"
+        parts = [
+            Part(suffix=CODES, type=kind, shape=(columns, rows), by_rows=False),
+            Part(suffix=SCALE, type="FLOAT", shape=(groups, rows), by_rows=False),
+        ]
+        zero = Part(suffix=ZERO_POINT, type=kind, shape=(groups, rows), by_rows=False)
+        return (*parts, *([] if grid.symmetric else [zero]))
+    return (
+        Part(suffix=CODES, type="INT8", shape=(columns, rows), by_rows=False),
+        Part(suffix=SCALE, type="FLOAT", shape=(rows,), by_rows=True),
+    )
+
+
+def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
+    """The values of :func:`quantized_parts`, in their order: all of a weight, or a slab's rows.
+
+    Raises:
+        UnsupportedGrid: the value is on a grid that the operator does not compute with.
+    """
+    spec = value.grid.spec()
+    if spec.get("family") != "uniform":
+        raise UnsupportedGrid(
+            f"plugin author: grid {value.grid.name} came to onnx, which stores uniform grids"
+        )
+    scale = _array(value.parameters["scale"])
+    if operator == "integer":
+        return [_array(value.codes.T), scale[:, 0]]
+    zeros = [] if spec["symmetric"] else [_array(value.parameters["zero_point"])]
+    codes = _array(value.codes)
+    if operator == "blocked":
+        return [_nibbles_flat(codes.T), scale.T.copy(), *(_nibbles_flat(z.T) for z in zeros)]
+    if spec["symmetric"]:
+        codes = codes.astype("int16") + (1 << (spec["bits"] - 1))  # the zero-point that is not said
+    parts = [codes.astype("uint8"), *zeros]
+    if spec["bits"] == 4:
+        parts = [_nibbles(part) for part in parts]
+    return [parts[0], scale, *parts[1:]]
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
+    return array
+
+
+def _nibbles(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Two 4-bit values to a byte along the rows, the first in the low half; a last one alone."""
+    import numpy as np
+
+    if values.shape[1] % 2:
+        values = np.pad(values, ((0, 0), (0, 1)))
+    low, high = values[:, ::2] & 15, values[:, 1::2] & 15
+    packed: np.ndarray[Any, Any] = (low | high << 4).astype(np.uint8)
+    return packed
+
+
+def _nibbles_flat(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As ONNX has tensors of 4-bit integers: two to a byte in order, whatever the rows."""
+    import numpy as np
+
+    return _nibbles(np.ascontiguousarray(values).view(np.uint8).reshape(1, -1))

@@ -1,0 +1,295 @@
+"""What the ONNX backend plans, refuses and lays out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from gguf_driver import read_model
+from onnx_driver import save_bert, save_llama, write
+from safetensors.torch import load_file, save_file
+
+import qconv
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UnsupportedGrid, UsageError
+from qconv.grids import UniformGrid
+from qconv.plugin import ModelInfo, PlanRequest, TensorInfo
+from qconv_onnx._backend import OnnxBackend
+from qconv_onnx._reader import OnnxReader
+
+
+@pytest.fixture(scope="module")
+def backend() -> OnnxBackend:
+    return OnnxBackend()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama") / "tiny", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def model(llama) -> ModelInfo:
+    return read_model(llama)[0]
+
+
+def _plan(backend: OnnxBackend, model: ModelInfo, target: str = "int4", **options: str):
+    return backend.plan_tensors(PlanRequest(model=model, format=target, options=options))
+
+
+def _tensor(name: str, *shape: int, dtype: str = "F32") -> TensorInfo:
+    info = TensorInfo(name=name, shape=shape, dtype=dtype, nbytes=0)
+    return replace(info, nbytes=info.numel * 4)
+
+
+def _with(model: ModelInfo, *more: TensorInfo) -> ModelInfo:
+    return replace(model, tensors={**model.tensors, **{each.name: each for each in more}})
+
+
+def test_linears_of_blocks_are_quantized_and_all_else_is_float(backend, model):
+    plans = _plan(backend, model)
+    grids = {each.name: each.grid.name if each.grid else each.dtype for each in plans.tensors}
+    block = "model.layers.0"
+    assert grids == {
+        "model.embed_tokens.weight": "float32",
+        **{f"{block}.self_attn.{name}_proj.weight": "uint4_g32" for name in "qkvo"},
+        **{f"{block}.mlp.{name}_proj.weight": "uint4_g32" for name in ("gate", "up", "down")},
+        f"{block}.input_layernorm.weight": "float32",
+        f"{block}.post_attention_layernorm.weight": "float32",
+        "model.norm.weight": "float32",
+    }
+    assert not plans.dropped
+    assert all(each.activation is None for each in plans.tensors)
+
+
+def test_scales_are_stored_in_what_the_graph_computes_in(backend, model):
+    for target in ("w8", "int4", "int4_qdq", "int8"):
+        grids = [each.grid for each in _plan(backend, model, target).tensors if each.grid]
+        assert {grid.spec()["scale_dtype"] for grid in grids} == {"float32"}
+
+
+def test_int8_says_that_inputs_are_rounded_by_token(backend, model):
+    inputs = {each.activation.name for each in _plan(backend, model, "int8").tensors if each.grid}
+    assert inputs == {"int8_token"}
+
+
+def test_a_tied_head_in_the_checkpoint_is_dropped_with_its_reason(model):
+    head = _tensor("lm_head.weight", 160, 64)
+    dropped = _plan(OnnxBackend(), _with(model, head), "fp32").dropped
+    assert [each.name for each in dropped] == ["lm_head.weight"]
+    assert dropped[0].reason == "tied to model.embed_tokens.weight by config.json"
+
+
+def test_a_buffer_in_the_checkpoint_is_dropped_with_its_reason(model):
+    buffer = _tensor("model.rotary_emb.inv_freq", 8)
+    (dropped,) = _plan(OnnxBackend(), _with(model, buffer), "fp32").dropped
+    assert (dropped.name, dropped.reason) == (buffer.name, "computed from config.json")
+
+
+def test_the_same_inputs_give_the_same_bytes(llama, backend, tmp_path):
+    once, _ = write(backend, llama, tmp_path / "once", "int4")
+    again, _ = write(OnnxBackend(), llama, tmp_path / "again", "int4")
+    for file in sorted(once.iterdir()):
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+    graph = (once / "model.onnx").read_bytes()
+    assert b"site-packages" not in graph
+    assert str(Path.cwd()).encode() not in graph
+
+
+@pytest.mark.parametrize("target", ["int4", "int4_qdq", "int8"])
+def test_the_pipeline_writes_what_the_backend_encodes(llama, backend, tmp_path, target):
+    expected, _ = write(backend, llama, tmp_path / "driver", target)
+    made = qconv.convert(llama, to=f"onnx:{target}", out=tmp_path / "host", threads=2)
+    folder = tmp_path / "host" / expected.name
+    assert {path.name for path in made.artifacts[0].files} == {
+        "config.json",
+        "generation_config.json",
+        "model.onnx",
+        "model.onnx.data",
+    }
+    assert folder.name == f"tiny-ONNX-{target.upper()}"
+    for file in sorted(expected.iterdir()):
+        assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
+
+
+def test_large_parts_begin_on_a_page(tmp_path):
+    folder = save_llama(tmp_path / "wide", num_hidden_layers=1, vocab_size=8192)
+    model, _ = read_model(folder)
+    backend, request = OnnxBackend(), PlanRequest(model=model, format="w8")
+    layout = backend.layout(request, backend.plan_tensors(request))
+    places = [place for each in layout.places.values() for place in each]
+    assert any(place.nbytes >= 1 << 20 for place in places)
+    for place in places:
+        assert place.offset % (4096 if place.nbytes >= 1 << 20 else 64) == 0
+
+
+def test_an_option_of_another_format_is_refused(backend, model):
+    with pytest.raises(UsageError, match="onnx:int8: option 'group_size' means nothing here"):
+        _plan(backend, model, "int8", group_size="32")
+
+
+def test_groups_that_do_not_divide_are_refused_with_what_does(model):
+    with pytest.raises(UnsupportedGrid, match="64 columns are not a multiple of group size 128"):
+        _plan(OnnxBackend(), model, "int4", group_size="128")
+
+
+def test_a_transcoding_is_refused(backend, model):
+    grid = UniformGrid(bits=4, symmetric=False, group_size=32)
+    request = PlanRequest(model=model, format="int4", held={"model.norm.weight": grid})
+    with pytest.raises(Unsupported, match="transcoding to ONNX is not offered"):
+        backend.plan_tensors(request)
+
+
+def test_a_model_without_linears_of_blocks_has_nothing_to_quantize(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=160, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    model, _ = read_model(tmp_path / "gpt2")
+    with pytest.raises(Unsupported, match="no linear weight of a block was found among"):
+        _plan(OnnxBackend(), model, "w8")
+
+
+def test_an_unknown_architecture_is_named(backend, model):
+    other = replace(model, config={**model.config, "model_type": "unheard_of"})
+    with pytest.raises(Unsupported, match="does not know model_type 'unheard_of'"):
+        _plan(backend, other)
+
+
+def test_a_source_without_a_config_is_refused(backend, model):
+    with pytest.raises(Unsupported, match=r"no config\.json that names a model_type"):
+        _plan(backend, replace(model, config={}))
+
+
+def test_an_encoder_with_a_decoder_is_refused(backend, model):
+    other = replace(model, config={"model_type": "t5"})
+    with pytest.raises(Unsupported, match="'t5' has an encoder and a decoder"):
+        _plan(backend, other)
+
+
+def test_a_malformed_config_is_unreadable(backend, model):
+    other = replace(model, config={**model.config, "hidden_size": "wide"})
+    with pytest.raises(UnreadableInput, match=r"config\.json"):
+        _plan(backend, other)
+
+
+def test_a_missing_tensor_is_named(backend, model):
+    tensors = {k: v for k, v in model.tensors.items() if "down_proj" not in k}
+    with pytest.raises(Unsupported, match=r"has parameter 'model\.layers\.0\.mlp\.down_proj"):
+        _plan(backend, replace(model, tensors=tensors))
+
+
+def test_a_tensor_of_another_shape_is_named(backend, model):
+    other = _with(model, _tensor("model.norm.weight", 65))
+    with pytest.raises(Unsupported, match=r"'model\.norm\.weight': shape \(65,\), but config"):
+        _plan(backend, other)
+
+
+def test_integers_in_place_of_floats_are_refused(model):
+    other = _with(model, _tensor("model.norm.weight", 64, dtype="I64"))
+    with pytest.raises(Unsupported, match=r"tensor 'model\.norm\.weight' is I64"):
+        _plan(OnnxBackend(), other, "fp32")
+
+
+def test_a_model_that_keeps_no_keys_and_values_needs_another_option(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(hidden_size=64, num_hidden_layers=1, vocab_size=160, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    model, _ = read_model(tmp_path / "mamba")
+    with pytest.raises(Unsupported, match="something else than keys and values"):
+        _plan(OnnxBackend(), model, "fp32")
+
+
+def test_a_missing_library_is_told_with_what_to_install(backend, model, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    other = replace(model, name="another", config={**model.config, "rope_theta": 1.0})
+    with pytest.raises(BrokenPlugin, match=r"pip install 'qconv\[onnx\]'"):
+        _plan(OnnxBackend(), other)
+
+
+def test_an_encoder_whose_checkpoint_has_no_pooler_has_no_output_of_it(tmp_path):
+    folder = save_bert(tmp_path / "bert", num_hidden_layers=1)
+    file = folder / "model.safetensors"
+    weights = {k: v for k, v in load_file(file).items() if "pooler" not in k}
+    save_file(weights, file, {"format": "pt"})
+    artifact, _ = write(OnnxBackend(), folder, tmp_path, "fp32")
+    import onnx
+
+    graph = onnx.load(artifact / "model.onnx", load_external_data=False).graph
+    assert [each.name for each in graph.output] == ["last_hidden_state"]
+
+
+def test_a_head_of_its_own_gives_its_own_output(tmp_path):
+    folder = save_bert(tmp_path / "bert", "BertForSequenceClassification", num_hidden_layers=1)
+    artifact, _ = write(OnnxBackend(), folder, tmp_path, "int4")
+    import onnx
+
+    graph = onnx.load(artifact / "model.onnx", load_external_data=False).graph
+    assert [each.name for each in graph.output] == ["logits"]
+
+
+@pytest.fixture
+def artifact(llama, backend, tmp_path) -> Path:
+    return write(backend, llama, tmp_path, "int4")[0]
+
+
+def _changed(artifact: Path, key: str, value: str) -> None:
+    """The graph with one thing said otherwise of where its first quantized weight lies."""
+    import onnx
+
+    model = onnx.load(artifact / "model.onnx", load_external_data=False)
+    tensor = next(x for x in model.graph.initializer if x.name.endswith("_quantized"))
+    entry = next(each for each in tensor.external_data if each.key == key)
+    entry.value = value
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/b", ""])
+def test_weights_outside_the_folder_are_refused(artifact, location):
+    _changed(artifact, "location", location)
+    with pytest.raises(UnreadableInput, match="weights must lie beside the graph"):
+        OnnxReader(artifact)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("offset", "99999999"), ("length", "9" * 18), ("offset", "-1")]
+)
+def test_weights_beyond_the_file_are_refused(artifact, key, value):
+    _changed(artifact, key, value)
+    with pytest.raises(UnreadableInput, match="is to lie at byte"):
+        OnnxReader(artifact)
+
+
+def test_missing_weights_are_told(artifact):
+    (artifact / "model.onnx.data").unlink()
+    with pytest.raises(UnreadableInput, match="but the file holds 0"):
+        OnnxReader(artifact)
+
+
+def test_a_file_that_is_no_graph_is_unreadable(artifact):
+    (artifact / "model.onnx").write_bytes(b"\xff" * 100)
+    with pytest.raises(UnreadableInput, match="not a sound ONNX file"):
+        OnnxReader(artifact)
+
+
+def test_encode_leaves_its_input_as_it_is(backend, model):
+    for target in ("w8", "int4", "int4_qdq", "int8"):
+        plan = next(each for each in _plan(backend, model, target).tensors if each.grid)
+        from qconv.tensors import QuantTensor
+
+        codes, parameters = plan.grid.quantize(torch.randn(plan.shape))
+        value = QuantTensor(grid=plan.grid, codes=codes, parameters=parameters)
+        kept = [codes.clone(), *(each.clone() for each in parameters.values())]
+        once, again = backend.encode(plan, value), backend.encode(plan, value)
+        assert [bytes(each) for each in once] == [bytes(each) for each in again]
+        assert all(
+            torch.equal(a, b) for a, b in zip(kept, [codes, *parameters.values()], strict=True)
+        )
+
+
+def test_config_and_tokenizer_lie_beside_the_graph(artifact, llama):
+    config = json.loads((artifact / "config.json").read_text())
+    assert config == json.loads((llama / "config.json").read_text())
