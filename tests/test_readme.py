@@ -40,7 +40,7 @@ def test_every_target_in_the_readme_exists():
     from qconv._host import load_plugins
 
     host = load_plugins()
-    for target in re.findall(r"`((?:gguf|safetensors):\w+)`", README):
+    for target in re.findall(r"`((?:gguf|onnx|safetensors):\w+)`", README):
         assert host.resolve_target(target).label == target
 
 

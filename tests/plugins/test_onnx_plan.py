@@ -114,6 +114,19 @@ def test_the_pipeline_writes_what_the_backend_encodes(llama, backend, tmp_path, 
         assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
 
 
+def test_exporting_takes_no_memory_for_weights(backend, model):
+    resource = pytest.importorskip("resource")
+    _plan(backend, model)  # what torch and transformers take for themselves
+    rows, before = 1 << 20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = _with(model, _tensor("model.embed_tokens.weight", rows, 64))
+    config = {**model.config, "vocab_size": rows}
+    plans = _plan(OnnxBackend(), replace(wide, config=config))
+    assert plans.tensors[-1].name
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB; bytes on macOS
+    assert sum(each.shape[0] * 64 * 4 for each in plans.tensors if each.shape[0] == rows) == 1 << 28
+    assert taken < (1 << 27) / 1024
+
+
 def test_large_parts_begin_on_a_page(tmp_path):
     folder = save_llama(tmp_path / "wide", num_hidden_layers=1, vocab_size=8192)
     model, _ = read_model(folder)

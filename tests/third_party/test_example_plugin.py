@@ -65,5 +65,5 @@ sys.exit("torch" in sys.modules)
 
 def test_our_own_plugins_are_sound(host: Host) -> None:
     ours = [item for item in host.listing() if item.distribution == "qconv"]
-    names = ("awq", "gguf", "gptq", "rtn", "safetensors", "signround", "smoothquant")
+    names = ("awq", "gguf", "gptq", "onnx", "rtn", "safetensors", "signround", "smoothquant")
     assert {item.entry_point: item.reason for item in ours} == dict.fromkeys(names, "")
