@@ -92,7 +92,7 @@ def _kept(name: str, linears: Collection[str]) -> str:
         return "not a linear weight of a block"
     if match["module"].rpartition(".")[2] in _ROUTERS:
         return "a router stays float"
-    return "" if name in linears else "more than a weight that is multiplied by"
+    return "" if name in linears else "not the weight of a MatMul in the graph"
 
 
 def _quantized(scheme: Scheme, info: TensorInfo, grid: UniformGrid) -> PlannedTensor:

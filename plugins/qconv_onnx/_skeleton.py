@@ -232,8 +232,9 @@ def _sources(info: ModelInfo, module: nn.Module) -> tuple[dict[str, str], tuple[
         if not same:
             raise Unsupported(
                 f"{info.name}: {type(module).__name__} has parameter {name!r}, which the "
-                "checkpoint does not hold under this name; save it anew with a current "
-                "transformers (model.save_pretrained)"
+                "checkpoint does not hold under this name: it is missing, or transformers renames "
+                "or joins tensors of this architecture when loading, which onnx does not; use "
+                "another format"
             )
         sources[name] = same[0][1]
     dropped = [

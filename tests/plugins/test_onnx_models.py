@@ -62,7 +62,8 @@ def test_smollm2_says_what_its_decoded_weights_say(smollm2, tmp_path, target, la
     past = run(opened, ids[:, :-1])
     del past["logits"]
     last = run(opened, ids[:, -1:], past)["logits"][:, -1]
-    assert np.abs(last - found["logits"][:, -1]).max() <= 1e-3
+    # onnxruntime multiplies one token and several by 4-bit weights with different kernels.
+    assert _divergence(found["logits"][:, -1], last) < (0.01 if target == "onnx:int4" else 1e-9)
     assert _divergence(_float_logits(smollm2, ids), found["logits"]) < largest
 
 
