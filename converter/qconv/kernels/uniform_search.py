@@ -16,7 +16,7 @@ import torch
 
 from .half import half_value
 from .jit import inlined, kernel
-from .uniform import RUN, arrays, emphasis
+from .uniform import RUN, arrays
 
 __all__ = ["Search", "fit"]
 
@@ -63,7 +63,7 @@ class Search:
     ratios: what part of the low and of the high end candidates span, or twice what part their
         scale is of the plain one; empty for the plain fit
     fine: how far finer candidates are from the best one's scale, as a part of it
-    by_magnitude: an error counts by the square of the weight, beside the importance
+    by_magnitude: an error counts by the square of the weight, and importance is all ones
     """
 
     kind: str
@@ -107,39 +107,65 @@ def _stored(scale, dtype):
 
 
 @inlined
-def _sums(tile, importance, level, slope, t):
-    """``sum h x q`` and ``sum h q^2`` of every lane."""
+def _sums(tile, importance, by_magnitude, t):
+    """``sum h x q`` and ``sum h q^2`` of every lane.
+
+    Two loops, each short enough to be unrolled: only then are lanes computed side by side.
+    """
     for lane in range(_LANES):
         t[_DOT, lane] = _ZERO
         t[_SQUARE, lane] = _ZERO
     for first in range(0, len(tile), RUN):
-        for lane in range(_LANES):
-            dot = _ZERO
-            square = _ZERO
-            for i in range(RUN):
-                x = tile[first + i, lane]
-                q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
-                hq = (importance[first + i] * (level + slope * (x * x))) * q
-                dot += hq * x
-                square += hq * q
-            t[_DOT, lane] += dot
-            t[_SQUARE, lane] += square
+        if by_magnitude:
+            for lane in range(_LANES):
+                dot = _ZERO
+                square = _ZERO
+                for i in range(RUN):
+                    x = tile[first + i, lane]
+                    q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
+                    hq = (x * x) * q
+                    dot += hq * x
+                    square += hq * q
+                t[_DOT, lane] += dot
+                t[_SQUARE, lane] += square
+        else:
+            for lane in range(_LANES):
+                dot = _ZERO
+                square = _ZERO
+                for i in range(RUN):
+                    x = tile[first + i, lane]
+                    q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
+                    hq = importance[first + i] * q
+                    dot += hq * x
+                    square += hq * q
+                t[_DOT, lane] += dot
+                t[_SQUARE, lane] += square
 
 
 @inlined
-def _errors(tile, importance, level, slope, t):
+def _errors(tile, importance, by_magnitude, t):
     """``sum h (x - s q)^2`` of every lane."""
     for lane in range(_LANES):
         t[_ERROR, lane] = _ZERO
     for first in range(0, len(tile), RUN):
-        for lane in range(_LANES):
-            error = _ZERO
-            for i in range(RUN):
-                x = tile[first + i, lane]
-                q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
-                e = x - t[_SCALE, lane] * q
-                error += ((importance[first + i] * (level + slope * (x * x))) * e) * e
-            t[_ERROR, lane] += error
+        if by_magnitude:
+            for lane in range(_LANES):
+                error = _ZERO
+                for i in range(RUN):
+                    x = tile[first + i, lane]
+                    q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
+                    e = x - t[_SCALE, lane] * q
+                    error += ((x * x) * e) * e
+                t[_ERROR, lane] += error
+        else:
+            for lane in range(_LANES):
+                error = _ZERO
+                for i in range(RUN):
+                    x = tile[first + i, lane]
+                    q = _rounded(_clamped(x * t[_INV, lane], t[_LOW, lane], t[_HIGH, lane]))
+                    e = x - t[_SCALE, lane] * q
+                    error += (importance[first + i] * e) * e
+                t[_ERROR, lane] += error
 
 
 @inlined
@@ -205,10 +231,10 @@ def _plain(kind, lowest, highest, dtype, t):
 
 
 @inlined
-def _consider(tile, importance, level, slope, lowest, highest, dtype, t):
+def _consider(tile, importance, by_magnitude, lowest, highest, dtype, t):
     """Score the candidate, and keep it where it is better than the best so far."""
     _prepare(lowest, highest, t)
-    _sums(tile, importance, level, slope, t)
+    _sums(tile, importance, by_magnitude, t)
     for lane in range(_LANES):
         refined = t[_DOT, lane] / t[_SQUARE, lane]
         score = t[_DOT, lane] * refined
@@ -260,20 +286,20 @@ def _candidate(i, kind, lowest, highest, dtype, ratios, fine, t):
 
 
 @inlined
-def _searched(tile, importance, level, slope, kind, lowest, highest, dtype, ratios, fine, t):
+def _searched(tile, importance, by_magnitude, kind, lowest, highest, dtype, ratios, fine, t):
     """From the plain fit to the best, in ``_PLAIN`` and ``_PLAIN_ZERO``."""
     for lane in range(_LANES):
         t[_BASE, lane] = t[_PLAIN, lane]
         t[_BASE_ZERO, lane] = t[_PLAIN_ZERO, lane]
     for i in range(len(ratios) + (5 if kind == _ASYMMETRIC else 3)):
         _candidate(i, kind, lowest, highest, dtype, ratios, fine, t)
-        _consider(tile, importance, level, slope, lowest, highest, dtype, t)
+        _consider(tile, importance, by_magnitude, lowest, highest, dtype, t)
     for best in range(2):
         for lane in range(_LANES):
             t[_SCALE, lane] = t[_REFINED, lane] if best else t[_PLAIN, lane]
             t[_STEP_ZERO, lane] = t[_ZERO_POINT, lane] if best else t[_PLAIN_ZERO, lane]
         _prepare(lowest, highest, t)
-        _errors(tile, importance, level, slope, t)
+        _errors(tile, importance, by_magnitude, t)
         for lane in range(_LANES):
             wins = (best == 0) | (t[_ERROR, lane] < t[_PLAIN_ERROR, lane])
             t[_PLAIN, lane] = t[_SCALE, lane] if wins else t[_PLAIN, lane]
@@ -290,7 +316,7 @@ def _load(weight, row, column, lanes, size, tile):
 
 
 @kernel
-def _fit(weight, importance, level, slope, kind, lowest, highest, dtype, ratios, fine, scale, zero):
+def _fit(weight, importance, by_magnitude, kind, lowest, highest, dtype, ratios, fine, scale, zero):
     rows, columns = weight.shape
     groups, padded = importance.shape
     size = columns // groups
@@ -304,7 +330,7 @@ def _fit(weight, importance, level, slope, kind, lowest, highest, dtype, ratios,
             _plain(kind, lowest, highest, dtype, t)
             if len(ratios):
                 _searched(
-                    tile, importance[group], level, slope,
+                    tile, importance[group], by_magnitude,
                     kind, lowest, highest, dtype, ratios, fine, t,
                 )  # fmt: skip
             for lane in range(lanes):
@@ -330,7 +356,7 @@ def fit(
     zero = torch.empty_like(scale)
     _fit(
         *arrays(weight, padded),
-        *emphasis(search.by_magnitude),
+        search.by_magnitude,
         _KINDS[search.kind],
         np.float32(search.lowest),
         np.float32(search.highest),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
 import figures
@@ -61,11 +62,13 @@ def main() -> None:
     config = make(
         bits=4, group_size=options.group_size, sym=kind == "sym", device="cpu", **settings
     )
-    model = GPTQModel.load(str(options.model), config)
+    out = options.out.resolve()
+    model = GPTQModel.load(str(options.model.resolve()), config)
+    os.chdir(tempfile.mkdtemp())  # it leaves a folder of logs where it runs
     watch = figures.Stopwatch.start()
     model.quantize(data)
     quantizing = watch.seconds()
-    model.save(str(options.out))
+    model.save(str(out))
     figures.report(
         "gptqmodel",
         options.scheme,
