@@ -227,7 +227,8 @@ def test_searched_error_is_never_above_the_plain_one_in_any_block(codebook, weig
     searched = errors(grid, weight, importance)
     plain = errors(dataclasses.replace(grid, search="absmax"), weight, importance)
     assert (searched <= plain * (1 + 1e-5)).all()
-    assert searched.sum() < 0.95 * plain.sum()
+    kept_plain = not weighted and codebook == "fp4"  # where searching loses in KL divergence
+    assert kept_plain or searched.sum() < 0.95 * plain.sum()
 
 
 @every_codebook

@@ -216,7 +216,10 @@ class CodebookGrid:
         from qconv.grids import _codebook_fit
 
         weights = relative_importance(weight, importance)
-        if self.search == "absmax":
+        # Measured on SmolLM2-135M, in KL divergence: least squared error, with nothing known of the
+        # input, loses 11 % more than plain scales on FP4, whose values lie far apart at its end.
+        blind = importance is None and self.codebook == "fp4"
+        if self.search == "absmax" or blind:
             return _codebook_fit.plain(weight, self.block_size)
         return _codebook_fit.searched(weight, weights, self.block_size, self._levels(weight))
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
 Search = Literal["search", "absmax"]
 
+#: Bits up to which grids with zero-points keep the whole range where no importance is known.
+_NEVER_CLIPPED_BITS = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UniformGrid:
@@ -131,7 +134,7 @@ class UniformGrid:
 
         weight = self._checked(weight)
         weights = relative_importance(weight, importance)
-        rule = replace(self._rule(), by_magnitude=importance is None)
+        rule = self._rule() if importance is not None else self._blind_rule()
         if self.rows_independent:
             groups = weight.shape[1] // self.columns(weight.shape[1])
             scale, zero = _uniform_fit.fit_rows(weight, weights, groups, rule)
@@ -202,6 +205,12 @@ class UniformGrid:
             scale_dtype=self.scale_dtype,
             search=self.search == "search",
         )
+
+    def _blind_rule(self) -> Rule:
+        """How to fit where nothing is known of the input; see ``_uniform_fit``."""
+        rule = self._rule()
+        clips = self.symmetric or self.bits > _NEVER_CLIPPED_BITS
+        return replace(rule, by_magnitude=True, search=rule.search and clips)
 
     def _codes(self, weight: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         import torch
