@@ -62,8 +62,9 @@ def test_smollm2_says_what_its_decoded_weights_say(smollm2, tmp_path, target, la
     past = run(opened, ids[:, :-1])
     del past["logits"]
     last = run(opened, ids[:, -1:], past)["logits"][:, -1]
-    # onnxruntime multiplies one token and several by 4-bit weights with different kernels.
-    assert _divergence(found["logits"][:, -1], last) < (0.01 if target == "onnx:int4" else 1e-9)
+    # MatMulNBits multiplies one token and several with different kernels, which round inputs.
+    by_blocks = target in {"onnx:w8", "onnx:int4"}
+    assert _divergence(found["logits"][:, -1], last) < (0.01 if by_blocks else 1e-9)
     assert _divergence(_float_logits(smollm2, ids), found["logits"]) < largest
 
 
