@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qconv.errors import Unsupported
+from qconv.errors import Unsupported, UnsupportedGrid
 
 from ._export import export_graph
 from ._layout import lay_out
@@ -76,7 +76,11 @@ class OnnxBackend:
         operator = _planned(plan).operator
         if isinstance(value, torch.Tensor):
             return [value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data]
-        return [each.tobytes() for each in pack(operator or "nbits", value)]
+        if operator is None:
+            raise UnsupportedGrid(
+                f"plugin author: tensor {plan.name!r} was planned to stay float, and came quantized"
+            )
+        return [each.tobytes() for each in pack(operator, value)]
 
     def open(self, path: Path) -> ArtifactReader:
         """Open a folder with a reader that shares no code with this writer.

@@ -54,15 +54,16 @@ def plan(
     """
     if request.held:
         raise Unsupported("onnx: transcoding to ONNX is not offered; convert the float checkpoint")
-    grid = None if scheme.operator is None else _grid(scheme)
+    operator = scheme.operator
+    grid = None if operator is None else _grid(scheme)
     tensors = []
     for name in graph.weights:
         info = request.model.tensors[name]
         reason = _kept(name, linears)
-        if grid is None or reason:
+        if grid is None or operator is None or reason:
             tensors.append(_float(scheme, info, reason or "plain floats"))
         else:
-            tensors.append(_quantized(scheme, info, grid))
+            tensors.append(_quantized(operator, info, grid))
     if grid is not None and all(each.grid is None for each in tensors):
         raise Unsupported(
             f"onnx:{scheme.format}: no linear weight of a block was found among {len(tensors)} "
@@ -95,9 +96,8 @@ def _kept(name: str, linears: Collection[str]) -> str:
     return "" if name in linears else "not the weight of a MatMul in the graph"
 
 
-def _quantized(scheme: Scheme, info: TensorInfo, grid: UniformGrid) -> PlannedTensor:
+def _quantized(operator: Operator, info: TensorInfo, grid: UniformGrid) -> PlannedTensor:
     grid.check_shape((info.shape[0], info.shape[1]), info.name)
-    operator = scheme.operator or "nbits"
     return PlannedTensor(
         name=info.name,
         sources=(info.name,),

@@ -16,6 +16,7 @@ import qconv
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UnsupportedGrid, UsageError
 from qconv.grids import UniformGrid
 from qconv.plugin import ModelInfo, PlanRequest, TensorInfo
+from qconv.tensors import QuantTensor
 from qconv_onnx._backend import OnnxBackend
 from qconv_onnx._reader import OnnxReader
 
@@ -306,3 +307,12 @@ def test_encode_leaves_its_input_as_it_is(backend, model):
 def test_config_and_tokenizer_lie_beside_the_graph(artifact, llama):
     config = json.loads((artifact / "config.json").read_text())
     assert config == json.loads((llama / "config.json").read_text())
+
+
+def test_a_float_that_comes_quantized_is_the_plugins_fault(backend, model):
+    norm = next(each for each in _plan(backend, model).tensors if each.grid is None)
+    grid = UniformGrid(bits=4, symmetric=True, group_size=32, scale_dtype="float32")
+    codes, parameters = grid.quantize(torch.ones(1, 64))
+    value = QuantTensor(grid=grid, codes=codes, parameters=parameters)
+    with pytest.raises(UnsupportedGrid, match="plugin author: .* stay float, and came quantized"):
+        backend.encode(norm, value)
