@@ -370,7 +370,11 @@ class Source(Protocol):
 
 
 class Rounder(Protocol):
-    """A step that ends a method chain: it chooses the codes. Called from several threads."""
+    """A step that ends a method chain: it chooses the codes. Called from several threads.
+
+    One with an attribute ``takes_stored`` that is true gets weights that no transform changed in
+    the dtype they are stored in, float16 and bfloat16 too.
+    """
 
     def quantize(
         self, weight: torch.Tensor, grid: Grid, statistics: Statistics | None = None

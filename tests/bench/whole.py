@@ -8,7 +8,8 @@ Prints wall seconds, CPU seconds and peak memory of each command, and qconv's as
 peer's; llama.cpp's are the sum of its two commands. The peers run only when they are given, as they
 live in environments of their own, and only for their format: llama.cpp for GGUF, llm-compressor
 and GPTQModel, both rounding to nearest in groups of 128, for safetensors. Every command runs once
-unmeasured first, so that all find their files cached and their code compiled.
+unmeasured first, so that all find their files cached and their code compiled; what a run wrote is
+removed before the next.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from safetensors.torch import save_file
 HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, VOCAB = 2048, 16, 32, 8, 8192, 49152
 TOKENIZER = Path(__file__).parents[2] / ".models" / "smollm2-135m"
 PEERS = Path(__file__).parent / "peers"
+OUT = "out"  # below the working folder: what commands write
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def commands(options: argparse.Namespace, work: Path) -> Commands:
     qconv = {
         "qconv" if len(options.to) == 1 else f"qconv {target}": [[
             str(Path(sys.executable).parent / "qconv"), str(work / "random-1b"), "--to", target,
-            "--out", str(work / "qconv"), "--force", "--quiet",
+            "--out", str(work / OUT / "qconv"), "--quiet",
             "--threads", str(options.threads),
         ]]
         for target in options.to
@@ -141,9 +143,9 @@ def commands(options: argparse.Namespace, work: Path) -> Commands:
 def _gguf_peers(options: argparse.Namespace, work: Path) -> Commands:
     if not (options.convert and options.quantize):
         return {}
-    float16 = work / "f16.gguf"
+    float16 = work / OUT / "f16.gguf"
     convert = [options.python, options.convert, str(work / "random-1b")]
-    quantize = [options.quantize, str(float16), str(work / "peer.gguf"), "Q4_K_M"]
+    quantize = [options.quantize, str(float16), str(work / OUT / "peer.gguf"), "Q4_K_M"]
     return {
         "llama.cpp": [
             [*convert, "--outtype", "f16", "--outfile", str(float16)],
@@ -161,7 +163,7 @@ def _safetensors_peers(options: argparse.Namespace, work: Path) -> Commands:
     settings = ["--group-size", "128", "--threads", str(options.threads)]
     return {
         peer: [
-            [python, str(PEERS / script), str(work / "random-1b"), str(work / peer),
+            [python, str(PEERS / script), str(work / "random-1b"), str(work / OUT / peer),
              "--scheme", scheme, *settings]
         ]
         for peer, (python, script, scheme) in asked.items()
@@ -175,7 +177,8 @@ def main() -> None:
         work = Path(folder)
         (work / "random-1b").mkdir()
         make_checkpoint(work / "random-1b")
-        report(run_all(commands(options, work), options.runs), as_json=options.json)
+        contenders = commands(options, work)
+        report(run_all(contenders, options.runs, work / OUT), as_json=options.json)
 
 
 def parse() -> argparse.Namespace:
@@ -194,19 +197,23 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_all(contenders: dict[str, list[list[str]]], runs: int) -> dict[str, Figures]:
+def run_all(contenders: Commands, runs: int, out: Path) -> dict[str, Figures]:
     """Contenders in turn, ``runs`` times after one unmeasured round; the median run of each."""
     taken: dict[str, list[Figures]] = {name: [] for name in contenders}
     for number in range(runs + 1):
         for name, steps in contenders.items():
+            out.mkdir()
+            os.sync()  # so that no command pays for what another left to be written
             parts = [measure(step) for step in steps]
             total = Figures(
                 wall=sum(part.wall for part in parts),
                 cpu=sum(part.cpu for part in parts),
                 peak_mb=max(part.peak_mb for part in parts),
             )
+            shutil.rmtree(out)
             if number:
                 taken[name].append(total)
+                print(name, total, file=sys.stderr)
     return {
         name: sorted(figures, key=lambda figure: figure.wall)[len(figures) // 2]
         for name, figures in taken.items()

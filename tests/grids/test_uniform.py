@@ -369,9 +369,53 @@ def test_the_reference_fits_the_same_codes_and_scales(grid, weighted, monkeypatc
     for name in ("dots", "errors", "codes"):
         monkeypatch.setattr(kernels, name, getattr(kernels, f"{name}_reference"))
     monkeypatch.setattr(_uniform_fit, "fit_rows", _uniform_fit.fit_rows_reference)
+    monkeypatch.setattr(_uniform_fit, "is_fused", lambda *_: False)
     other, others = grid.quantize(weight, importance)
     assert torch.equal(codes, other)
     assert all(torch.equal(parameters[name], others[name]) for name in parameters)
+
+
+def corners(dtype: torch.dtype) -> torch.Tensor:
+    """Rows of every kind, among them more than are fitted side by side; all of them stored."""
+    weight = gaussian(rows=70)
+    weight[1] = 0.0
+    weight[2] = -0.0
+    weight[3] = weight[3].abs()
+    weight[4] = -weight[4].abs()
+    weight[5] *= 1e-5  # subnormal in float16
+    weight[6, 7] = 6.0
+    return weight.to(dtype)
+
+
+@every_grid
+@pytest.mark.parametrize("search", ["search", "absmax"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_as_stored_give_the_codes_of_the_reference(grid, search, dtype, monkeypatch):
+    grid = dataclasses.replace(grid, search=search)
+    codes, parameters = grid.quantize(corners(dtype))
+    monkeypatch.setattr(_uniform_fit, "fit_rows", _uniform_fit.fit_rows_reference)
+    monkeypatch.setattr(_uniform_fit, "is_fused", lambda *_: False)
+    other, others = grid.quantize(corners(dtype).float())
+    assert torch.equal(codes, other)
+    assert all(torch.equal(parameters[name], others[name]) for name in parameters)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_fused_fit_refuses_what_is_not_finite(dtype, value):
+    weight = corners(dtype)
+    weight[65, 40] = value
+    grid = UniformGrid(bits=4, symmetric=False, group_size=32, search="absmax")
+    with pytest.raises(UnsupportedGrid, match="1 values that are not finite, the first in row 65"):
+        grid.quantize(weight)
+
+
+def test_the_fused_fit_refuses_what_its_scales_cannot_hold():
+    weight = gaussian()
+    weight[3, 4] = 3e6
+    grid = UniformGrid(bits=4, symmetric=False, group_size=32, search="absmax")
+    with pytest.raises(UnsupportedGrid, match="needs scale 2e.05, but float16 ends at 6.55e.04"):
+        grid.quantize(weight)
 
 
 def test_steps_round_half_to_even():
@@ -453,7 +497,10 @@ def test_a_scale_beyond_its_dtype_is_refused():
 def test_weights_that_are_not_float32_are_refused():
     grid = UniformGrid(bits=4, symmetric=True, group_size=32)
     with pytest.raises(UnsupportedGrid, match=r"torch.bfloat16; .* call .float\(\) first"):
-        grid.quantize(gaussian().bfloat16())
+        grid.fit(gaussian().bfloat16())
+    for search in ("search", "absmax"):
+        with pytest.raises(UnsupportedGrid, match=r"torch.float64; .* call .float\(\) first"):
+            dataclasses.replace(grid, search=search).quantize(gaussian().double())
 
 
 def test_importance_must_fit_the_columns():

@@ -17,6 +17,7 @@ import typer
 from ._app import build_app
 from ._default_command import DEFAULT, with_command
 from ._failures import PIPE_CLOSED, WRONG_USAGE, Failure, Terminated, explain
+from ._memory import leave_garbage, spare_the_allocator
 from ._output import (
     abandon_stdout,
     logged_to_stderr,
@@ -33,7 +34,10 @@ _RESUMING = {DEFAULT, "transcode"}
 def main() -> NoReturn:
     """The ``qconv`` program."""
     replace_closed_streams()
-    sys.exit(run(sys.argv[1:]))
+    spare_the_allocator()
+    exit_code = run(sys.argv[1:])
+    leave_garbage()
+    sys.exit(exit_code)
 
 
 def run(arguments: Sequence[str]) -> int:

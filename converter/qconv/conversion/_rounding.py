@@ -28,13 +28,17 @@ class ByRounder:
         """Quantize the slab; sources whose inputs differ are quantized each on its own."""
         known = [self.statistics.get(name) for name in plan.sources]
         if all(each is known[0] for each in known[1:]):
-            weight = rows.stored(plan).float()
+            weight = self._taken(rows.stored(plan))
             return self.rounder.quantize(weight, grid, known[0] if known else None)
         parts = [
-            self.rounder.quantize(rows.source.read_rows(name, 0, count).float(), grid, each)
+            self.rounder.quantize(self._taken(rows.source.read_rows(name, 0, count)), grid, each)
             for (name, count), each in zip(rows.job.sources, known, strict=True)
         ]
         return joined(rows, parts)
+
+    def _taken(self, weight: torch.Tensor) -> torch.Tensor:
+        """In the dtype that the rounder takes."""
+        return weight if getattr(self.rounder, "takes_stored", False) else weight.float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

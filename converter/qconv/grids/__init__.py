@@ -47,7 +47,9 @@ def __getattr__(name: str) -> object:
     }.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value  # asked for again by every slab
+    return value
 
 
 def __dir__() -> list[str]:

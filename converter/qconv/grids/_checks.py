@@ -69,6 +69,13 @@ def check_weight(weight: torch.Tensor) -> float:
     return squares
 
 
+def widened(weight: torch.Tensor) -> torch.Tensor:
+    """Weights in a half dtype in float32; others as they are."""
+    import torch
+
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+
+
 def check_importance(importance: torch.Tensor, columns: int) -> float:
     """The largest importance.
 

@@ -83,7 +83,11 @@ class Grid(Protocol):
     def quantize(
         self, weight: torch.Tensor, importance: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Parameters]:
-        """``fit`` and ``round`` in one pass over the weights: codes and parameters."""
+        """``fit`` and ``round`` in one pass over the weights: codes and parameters.
+
+        A grid with an attribute ``takes_stored`` that is true takes float16 and bfloat16 here too,
+        and so saves whoever has them a copy.
+        """
         ...
 
     def decode(self, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor:

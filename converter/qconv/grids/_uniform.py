@@ -7,9 +7,10 @@ sign it has. At 4 bits that is 16 values where ``narrow`` has 15.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from qconv.errors import UnsupportedGrid, UsageError
 from qconv.grids._checks import (
@@ -18,6 +19,7 @@ from qconv.grids._checks import (
     check_weight,
     from_options,
     relative_importance,
+    widened,
 )
 from qconv.grids._grid import ColumnGrid, Parameters
 
@@ -56,6 +58,9 @@ class UniformGrid:
     scale_dtype: ScaleDtype = "float16"
     narrow: bool = False
     search: Search = "search"
+
+    #: :meth:`quantize` takes weights in float16 and bfloat16 too.
+    takes_stored: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_options(self)
@@ -128,8 +133,6 @@ class UniformGrid:
             UnsupportedGrid: the shape does not suit, a value is not finite, or the scale dtype
                 cannot hold the scale.
         """
-        import torch
-
         from qconv.grids import _uniform_fit
 
         weight = self._checked(weight)
@@ -140,10 +143,7 @@ class UniformGrid:
             scale, zero = _uniform_fit.fit_rows(weight, weights, groups, rule)
         else:
             scale, zero = _uniform_fit.fit_tensor(weight, weights, rule)
-        stored = scale.to(getattr(torch, self.scale_dtype)).contiguous()
-        if self.symmetric:
-            return {"scale": stored}
-        return {"scale": stored, "zero_point": zero.to(torch.uint8).contiguous()}
+        return self._as_stored(scale, zero)
 
     def round(self, weight: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Codes of the nearest grid values, ties to even codes."""
@@ -152,9 +152,30 @@ class UniformGrid:
     def quantize(
         self, weight: torch.Tensor, importance: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Parameters]:
-        """:meth:`fit`, then the codes."""
+        """:meth:`fit`, then the codes; also of weights in float16 or bfloat16."""
+        from qconv.grids import _uniform_fit
+
+        if importance is None and self.rows_independent:
+            rule = self._blind_rule()
+            if _uniform_fit.is_fused(weight, rule):
+                return self._quantized_plainly(weight.detach(), rule)
+        weight = widened(weight)
         parameters = self.fit(weight, importance)
         return self._codes(weight.detach(), parameters), parameters
+
+    def _quantized_plainly(
+        self, weight: torch.Tensor, rule: Rule
+    ) -> tuple[torch.Tensor, Parameters]:
+        from qconv.grids import _uniform_fit
+
+        check_matrix(tuple(weight.shape), "weight")
+        self.check_shape((weight.shape[0], weight.shape[1]))
+        groups = weight.shape[1] // self.columns(weight.shape[1])
+        done = _uniform_fit.quantize_rows(weight, groups, rule)
+        if not (math.isfinite(done.low) and math.isfinite(done.high)):
+            check_weight(widened(weight))
+        self._check_span(done.low, done.high)
+        return done.codes, self._as_stored(done.scale, done.zero)
 
     def decode(self, codes: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """``scale * (code - zero_point)``: (rows, columns) float32."""
@@ -185,6 +206,14 @@ class UniformGrid:
     def column_run(self, in_features: int) -> int:
         """Columns per scale."""
         return self.columns(in_features)
+
+    def _as_stored(self, scale: torch.Tensor, zero: torch.Tensor) -> Parameters:
+        import torch
+
+        stored = scale.to(getattr(torch, self.scale_dtype)).contiguous()
+        if self.symmetric:
+            return {"scale": stored}
+        return {"scale": stored, "zero_point": zero.to(torch.uint8).contiguous()}
 
     def _parameter_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         if not self.rows_independent:
@@ -233,12 +262,18 @@ class UniformGrid:
     def _checked(self, weight: torch.Tensor) -> torch.Tensor:
         import torch
 
-        from qconv.grids._uniform_fit import largest_scale
-
         weight = weight.detach()
         check_weight(weight)
         self.check_shape((weight.shape[0], weight.shape[1]))
-        low, high = (float(extreme) for extreme in torch.aminmax(weight))
+        self._check_span(*(float(extreme) for extreme in torch.aminmax(weight)))
+        return weight
+
+    def _check_span(self, low: float, high: float) -> None:
+        """Raise UnsupportedGrid where a weight needs a scale that its dtype cannot hold."""
+        import torch
+
+        from qconv.grids._uniform_fit import largest_scale
+
         limit = torch.finfo(getattr(torch, self.scale_dtype)).max
         scale = largest_scale(low, high, self._rule())
         if scale > limit:
@@ -246,7 +281,6 @@ class UniformGrid:
                 f"weight spans {low:.4g} to {high:.4g} and needs scale {scale:.4g}, but "
                 f"{self.scale_dtype} ends at {limit:.4g}; use scale_dtype bfloat16 or float32"
             )
-        return weight
 
 
 def _check_options(grid: UniformGrid) -> None:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from qconv.kernels.uniform_plain import Rounded
     from qconv.kernels.uniform_search import Search
 
 #: Candidate ranges, as parts of the plain range, and for symmetric grids with either sign; more of
@@ -99,6 +100,27 @@ def fit_rows(
     if weight.device.type != "cpu":
         return fit_rows_reference(weight, importance, groups, rule)
     return uniform_search.fit(weight.contiguous(), importance, groups, _search_of(rule))
+
+
+def is_fused(weight: torch.Tensor, rule: Rule) -> bool:
+    """Whether :func:`quantize_rows` serves: a plain fit on the CPU, of a dtype that is stored."""
+    import torch
+
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return not rule.search and weight.device.type == "cpu" and weight.dtype in dtypes
+
+
+def quantize_rows(weight: torch.Tensor, groups: int, rule: Rule) -> Rounded:
+    """The plain fit and its codes, reading the weights once.
+
+    weight: (rows, in) float32, bfloat16 or float16; ``groups`` of each row are fitted
+    """
+    from qconv.kernels import uniform_plain
+
+    plain = uniform_plain.Plain(
+        kind=_kind(rule), lowest=rule.lowest, highest=rule.highest, scale_dtype=rule.scale_dtype
+    )
+    return uniform_plain.quantize(weight, groups, plain)
 
 
 def fit_rows_reference(
@@ -212,10 +234,9 @@ def _search_of(rule: Rule) -> Search:
     """The rule as the kernel takes it."""
     from qconv.kernels.uniform_search import Search
 
-    symmetric = "narrow" if rule.narrow else "symmetric"
     ratios, fine = _ratios(rule) if rule.search else ((), 0.0)
     return Search(
-        kind=symmetric if rule.symmetric else "asymmetric",
+        kind=_kind(rule),
         lowest=rule.lowest,
         highest=rule.highest,
         scale_dtype=rule.scale_dtype,
@@ -223,6 +244,12 @@ def _search_of(rule: Rule) -> Search:
         fine=fine,
         by_magnitude=rule.by_magnitude,
     )
+
+
+def _kind(rule: Rule) -> str:
+    if not rule.symmetric:
+        return "asymmetric"
+    return "narrow" if rule.narrow else "symmetric"
 
 
 def _ratios(rule: Rule) -> tuple[tuple[tuple[float, float], ...], float]:

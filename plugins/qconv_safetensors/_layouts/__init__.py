@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 from qconv_safetensors._part import PartLayout
@@ -17,6 +18,7 @@ LayoutName = Literal[
 ]
 
 
+@cache
 def layout_of(name: LayoutName) -> PartLayout:
     """The layout of that name; compressed-tensors' by their names there."""
     from . import _awq, _float_quantized, _gptq, _int_quantized, _pack_quantized
