@@ -48,11 +48,11 @@ _BY_GPTQMODEL = ("transformers",)
 CASES = (
     Case(name="bf16", target="safetensors:bf16", not_for=_NOT_GPTQ),
     Case(
-        name="int4", target="safetensors:int4,search=absmax", refused=_PACKED_ZEROS,
+        name="int4", target="safetensors:int4", refused=_PACKED_ZEROS,
         not_for=_NOT_GPTQ,
     ),
     Case(
-        name="int4 g32", target="safetensors:int4,search=absmax,group_size=32",
+        name="int4 g32", target="safetensors:int4,group_size=32",
         refused=_PACKED_ZEROS, not_for=_NOT_GPTQ,
     ),
     Case(name="int4 sym", target="safetensors:int4,symmetric=true", not_for=_NOT_GPTQ),
@@ -78,11 +78,11 @@ CASES = (
     ),
     Case(name="gptq v2", target="safetensors:gptq_v2", not_for=_BY_GPTQMODEL, rounds_scales=True),
     Case(
-        name="gptq v2 asym", target="safetensors:gptq_v2,symmetric=false,search=absmax",
+        name="gptq v2 asym", target="safetensors:gptq_v2,symmetric=false",
         refused={"vllm": "symmetric only"}, not_for=_BY_GPTQMODEL, rounds_scales=True,
     ),
     Case(
-        name="awq", target="safetensors:awq,search=absmax", not_for=_BY_GPTQMODEL,
+        name="awq", target="safetensors:awq", not_for=_BY_GPTQMODEL,
         rounds_scales=True,
     ),
     Case(
