@@ -19,7 +19,9 @@ _FORMATS = (
     ("w8", "8-bit weights in blocks (MatMulNBits)"),
     ("int4", "4-bit weights in blocks (MatMulNBits)"),
     ("int4_qdq", "4-bit weights in blocks (DequantizeLinear, in the ONNX standard)"),
-    ("int8", "8-bit weights by channel, inputs rounded to 8 bits by token (MatMulInteger)"),
+    ("int8", "w8 for decoders, w8a8 for encoders: what is faster"),
+    ("w8a8", "8-bit weights by channel, inputs rounded to 8 bits by token (MatMulInteger)"),
+    ("int8_static", "as w8a8, but inputs on scales of calibration (QuantizeLinear)"),
 )
 
 _OPTIONS = (
@@ -35,6 +37,12 @@ _OPTIONS = (
         summary="MatMulNBits multiplies in float32 (1), or with inputs rounded to 8 bits (4)",
         choices=("1", "4"),
     ),
+    OptionSpec(
+        name="head",
+        summary="bits of the output projection, and of an embedding tied to it",
+        choices=("4", "8", "float"),
+    ),
+    OptionSpec(name="embedding", summary="bits of the token embedding", choices=("8", "float")),
     OptionSpec(
         name="search",
         summary="how scales are found: of least error, or of the largest magnitude",

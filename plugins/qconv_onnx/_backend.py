@@ -14,6 +14,7 @@ from ._layout import lay_out
 from ._options import read_scheme
 from ._parts import pack
 from ._planner import PlannedTensor, plan
+from ._skeleton import is_decoder
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class OnnxBackend:
     """Writes folders that onnxruntime runs: a graph, its weights, tokenizer and configs."""
 
     def __init__(self) -> None:
-        self._last: tuple[str, Exported] | None = None
+        self._known: dict[str, Exported] = {}
 
     def plan_tensors(self, request: PlanRequest) -> TensorPlans:
         """Export the graph; put the linear weights of its blocks on the format's grid.
@@ -50,13 +51,12 @@ class OnnxBackend:
             Unsupported: the architecture or format cannot be written.
             UnsupportedGrid: the groups do not divide a weight's columns.
         """
-        scheme = read_scheme(request)
-        exported = self._exported(request.model, scheme)
-        return plan(request, scheme, exported, exported.linears)
+        scheme = read_scheme(request, is_decoder=is_decoder(request.model))
+        return plan(request, scheme, self._exported(request.model, scheme))
 
     def layout(self, request: PlanRequest, plans: TensorPlans) -> Layout:
         """A folder ``<model>-ONNX-<FORMAT>``."""
-        scheme = read_scheme(request)
+        scheme = read_scheme(request, is_decoder=is_decoder(request.model))
         model = request.model
         folder = f"{_stem(model)}-ONNX-{scheme.format.upper()}"
         companions = sorted(each for each in model.files.items() if each[0] not in _STALE)
@@ -93,13 +93,12 @@ class OnnxBackend:
         return OnnxReader(path)
 
     def _exported(self, model: ModelInfo, scheme: Scheme) -> Exported:
-        """The graph; layout gets the one that was planned with."""
+        """The graph; layout gets the one that was planned with, and other targets, too."""
         shapes = [[name, list(info.shape)] for name, info in model.tensors.items()]
         key = json.dumps([dict(model.config), shapes, scheme.dtype, scheme.kv_cache])
-        if self._last is None or self._last[0] != key:
-            exported = export_graph(model, dtype=scheme.dtype, kv_cache=scheme.kv_cache)
-            self._last = (key, exported)
-        return self._last[1]
+        if key not in self._known:
+            self._known[key] = export_graph(model, dtype=scheme.dtype, kv_cache=scheme.kv_cache)
+        return self._known[key]
 
 
 def _stem(model: ModelInfo) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import BrokenPlugin, Unsupported
 
-from ._operators import find_linears
+from ._places import Lookup, Product, find_places
 from ._signature import ALL, NEW, PAST, signature_of
 
 if TYPE_CHECKING:
@@ -41,13 +41,17 @@ class Exported:
 
     graph: the serialized ModelProto; its weights are external, at no particular offset
     weights: the source tensors it uses, which its initializers are called after
-    linears: of these, weights that it multiplies by, once, and does nothing else with
+    products: of these, weights that it multiplies by and does nothing else with
+    embedding, head: of these, the token embedding and the output projection, which may be one;
+        None: there is none, or the graph does something else with it
     dropped: source tensors it does not use, by a rule
     """
 
     graph: bytes
     weights: tuple[str, ...]
-    linears: frozenset[str]
+    products: frozenset[str]
+    embedding: str | None
+    head: str | None
     dropped: tuple[Dropped, ...]
 
 
@@ -74,9 +78,21 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
     return Exported(
         graph=_serialized(model),
         weights=tuple(name for name in info.tensors if name in used),
-        linears=frozenset(find_linears(model)),
+        **_roles(model, skeleton),
         dropped=(*skeleton.dropped, *_unused(skeleton, used)),
     )
+
+
+def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
+    """Products, embedding and head of :class:`Exported`."""
+    kinds = {name: {type(place) for place in places} for name, places in find_places(model).items()}
+    embedding = skeleton.embedding
+    head = skeleton.head
+    return {
+        "products": frozenset(name for name, found in kinds.items() if found == {Product}),
+        "embedding": embedding if Lookup in kinds.get(embedding or "", ()) else None,
+        "head": head if Product in kinds.get(head or "", ()) else None,
+    }
 
 
 def _require_exporter() -> None:

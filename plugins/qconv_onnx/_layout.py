@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from qconv.plugin import FilePlan, Layout, Place
 
 from ._export import DATA_FILE
-from ._operators import Rewriter, find_linears
+from ._operators import Rewriter, Stored
+from ._places import find_places
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -112,13 +113,28 @@ def _graph(
         parts[tensor.name] = [_value(each) for each in stored]
         for value in parts[tensor.name]:
             known.add(value)
-    shapes = {tensor.name: (tensor.shape[0], tensor.shape[-1]) for tensor, _ in placed}
-    rewriter = Rewriter(model, scheme, parts, shapes)
-    for name, linear in find_linears(model).items():
-        if name in parts:
-            rewriter.replace(name, linear)
+    rewriter = Rewriter(model)
+    places = find_places(model)
+    for tensor, _ in placed:
+        if tensor.name in parts:
+            rewriter.replace(_stored(scheme, tensor, parts[tensor.name]), places[tensor.name])
     graph: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return graph
+
+
+def _stored(scheme: Scheme, tensor: PlannedTensor, parts: Sequence[onnx_ir.Value]) -> Stored:
+    if tensor.operator is None or tensor.grid is None:
+        raise ValueError(f"{tensor.name!r} is not quantized")
+    rows, columns = tensor.shape
+    return Stored(
+        name=tensor.name,
+        operator=tensor.operator,
+        shape=(rows, columns),
+        bits=int(tensor.grid.spec()["bits"]),
+        block=tensor.grid.columns(columns),
+        accuracy_level=scheme.accuracy_level,
+        parts=parts,
+    )
 
 
 def _external(placed: _Placed) -> onnx_ir.ExternalTensor:

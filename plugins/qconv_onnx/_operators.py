@@ -1,22 +1,27 @@
-"""How the graph computes with quantized weights: each MatMul is replaced by what its format says.
+"""How the graph computes with quantized weights: each place is replaced by what its format says.
 
-nbits: MatMulNBits (com.microsoft), which onnxruntime computes with on CPU and CUDA
+nbits: MatMulNBits and GatherBlockQuantized (com.microsoft), on CPU and CUDA; one table serves both
 blocked: DequantizeLinear by blocks before the MatMul, of the ONNX standard since opset 21
 integer: inputs rounded to 8 bits by token, then MatMulInteger. The input's codes are shifted to
 uint8 with zero-point 128, as onnxruntime's fast integer kernels want them; the values stay those
 of a symmetric grid.
+static: as integer, but on scales known beforehand: QuantizeLinear and DequantizeLinear around the
+input, each product with a pair of its own, or onnxruntime fuses one of those that share it only
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ._places import Lookup
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ._options import Scheme
+    from ._options import Operator
+    from ._places import Place
 
 _MICROSOFT = "com.microsoft"
 
@@ -25,107 +30,141 @@ _SMALLEST = 2.0**-126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Linear:
-    """A place where the graph multiplies by a weight, (out, in), transposed.
+class Stored:
+    """A quantized weight as it is stored.
 
-    nodes: the Transpose and the MatMul, to be replaced
+    shape: (out, in)
+    block: columns per scale
+    accuracy_level: of MatMulNBits
+    parts: its initializers, in the order of ``quantized_parts``
     """
 
-    weight: ir.Value
-    nodes: tuple[ir.Node, ir.Node]
-
-
-def find_linears(model: ir.Model) -> Mapping[str, Linear]:
-    """The weights that the graph only multiplies by, once, by name."""
-    found: dict[str, Linear] = {}
-    for name, weight in model.graph.initializers.items():
-        transposed = _only_user(weight, "Transpose")
-        if transposed is None or weight.shape is None or len(weight.shape) != 2:
-            continue
-        product = _only_user(transposed.outputs[0], "MatMul")
-        if product is not None and product.inputs[1] is transposed.outputs[0]:
-            found[name] = Linear(weight=weight, nodes=(transposed, product))
-    return found
-
-
-def _only_user(value: ir.Value, operator: str) -> ir.Node | None:
-    users = list(value.uses())
-    if len(users) != 1 or users[0].node.op_type != operator or value.is_graph_output():
-        return None
-    return users[0].node
+    name: str
+    operator: Operator
+    shape: tuple[int, int]
+    bits: int
+    block: int
+    accuracy_level: int
+    parts: Sequence[ir.Value]
 
 
 @dataclass(frozen=True, slots=True)
 class Rewriter:
-    """Replaces MatMuls in a graph.
-
-    parts: the initializers of each quantized weight, in order, by its name
-    shapes: (out, in) of each
-    """
+    """Replaces products and lookups in a graph."""
 
     model: ir.Model
-    scheme: Scheme
-    parts: Mapping[str, list[ir.Value]]
-    shapes: Mapping[str, tuple[int, int]]
     _inputs: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
-    def replace(self, name: str, linear: Linear) -> None:
+    def replace(self, stored: Stored, places: Sequence[Place]) -> None:
         """Compute with the parts of a weight instead of the weight."""
+        for number, place in enumerate(places):
+            what = "rows" if isinstance(place, Lookup) else "product"
+            out = f"{stored.name}_{what}" + (f"_{number}" if number else "")
+            self._replace(place, self._nodes(stored, place, out))
+        self.model.graph.initializers.pop(stored.name)
+
+    def _replace(self, place: Place, nodes: list[ir.Node]) -> None:
         import onnx_ir as ir
 
-        transposed, product = linear.nodes
-        x, old = product.inputs[0], product.outputs[0]
-        if x is None:
-            raise ValueError(f"MatMul {product.name!r} has no input")
-        made = {"nbits": self._nbits, "blocked": self._blocked, "integer": self._integer}
-        nodes = made[self.scheme.operator or "nbits"](name, x)
-        graph = self.model.graph
-        graph.insert_before(product, nodes)
-        new = nodes[-1].outputs[0]
+        graph, old, new = self.model.graph, place.out, nodes[-1].outputs[0]
+        graph.insert_before(place.nodes[-1], nodes)
         new.shape, new.type = old.shape, old.type
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        graph.remove([product, transposed], safe=True)
-        graph.initializers.pop(name)
+        graph.remove(list(reversed(place.nodes)), safe=True)
         new.name = old.name
+        if old in self._inputs:
+            self._inputs[new] = self._inputs.pop(old)
 
-    def _nbits(self, name: str, x: ir.Value) -> list[ir.Node]:
-        self.model.graph.opset_imports[_MICROSOFT] = 1
-        rows, columns = self.shapes[name]
-        attributes = {
-            "K": columns,
-            "N": rows,
-            "bits": self.scheme.bits,
-            "block_size": self.scheme.group_size,
-            "accuracy_level": self.scheme.accuracy_level,
+    def _nodes(self, stored: Stored, place: Place, out: str) -> list[ir.Node]:
+        """What takes the place, its last node giving the result."""
+        if isinstance(place, Lookup):
+            return self._rows(stored, place.x, out)
+        multiply = {
+            "nbits": self._nbits,
+            "blocked": self._blocked,
+            "integer": self._integer,
+            "static": self._static,
         }
-        inputs = [x, *self.parts[name]]
-        return [_node("MatMulNBits", inputs, f"{name}_product", attributes, domain=_MICROSOFT)]
+        return multiply[stored.operator](stored, place.x, out)
 
-    def _blocked(self, name: str, x: ir.Value) -> list[ir.Node]:
-        attributes = {"axis": 0, "block_size": self.scheme.group_size}
-        decoded = _node("DequantizeLinear", self.parts[name], f"{name}_decoded", attributes)
-        return [decoded, _node("MatMul", [x, decoded.outputs[0]], f"{name}_product")]
+    def _nbits(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        self.model.graph.opset_imports[_MICROSOFT] = 1
+        attributes = {
+            "K": stored.shape[1],
+            "N": stored.shape[0],
+            "bits": stored.bits,
+            "block_size": stored.block,
+            "accuracy_level": stored.accuracy_level,
+        }
+        return [_node("MatMulNBits", [x, *stored.parts], out, attributes, domain=_MICROSOFT)]
 
-    def _integer(self, name: str, x: ir.Value) -> list[ir.Node]:
+    def _rows(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        """Rows as blocks, (..., blocks, block), since MatMulNBits has the codes so."""
+        import onnx_ir as ir
+
+        self.model.graph.opset_imports[_MICROSOFT] = 1
+        rows, columns = stored.shape
+        blocks = columns // stored.block
+        each = self._constant(f"{stored.name}_blocks", [rows, blocks, 1], ir.DataType.INT64)
+        codes, *parameters = stored.parts
+        nodes = [_node("Reshape", [part, each], f"{part.name}_of_blocks") for part in parameters]
+        scale, *zero = (node.outputs[0] for node in nodes)
+        attributes = {
+            "bits": stored.bits,
+            "block_size": stored.block,
+            "gather_axis": 0,
+            "quantize_axis": 2,
+        }
+        taken = _node(
+            "GatherBlockQuantized",
+            [codes, x, scale, *zero],
+            f"{out}_of_blocks",
+            attributes,
+            domain=_MICROSOFT,
+        )
+        dimensions = len(x.shape) if x.shape is not None else 2
+        whole = self._constant(
+            f"qconv_rows_of_{columns}_{dimensions}", [0] * dimensions + [columns], ir.DataType.INT64
+        )
+        return [*nodes, taken, _node("Reshape", [taken.outputs[0], whole], out)]
+
+    def _blocked(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        attributes = {"axis": 0, "block_size": stored.block}
+        decoded = _node("DequantizeLinear", stored.parts, f"{out}_weight", attributes)
+        return [decoded, _node("MatMul", [x, decoded.outputs[0]], out)]
+
+    def _static(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        import onnx_ir as ir
+
+        codes, scale, step = stored.parts
+        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
+        rounded = _node("QuantizeLinear", [x, step, middle], f"{out}_input_codes")
+        floats = _node("DequantizeLinear", [rounded.outputs[0], step, middle], f"{out}_input")
+        decoded = _node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 1})
+        product = _node("MatMul", [floats.outputs[0], decoded.outputs[0]], out)
+        return [rounded, floats, decoded, product]
+
+    def _integer(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        import onnx_ir as ir
+
+        if x not in self._inputs:  # siblings share it
+            self._inputs[x] = self._rounded(x)
+        codes, scale = self._inputs[x]
+        weight, weight_scale = stored.parts
+        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
+        product = _node("MatMulInteger", [codes, weight, middle], f"{out}_integers")
+        floats = _node(
+            "Cast", [product.outputs[0]], f"{out}_floats", {"to": ir.DataType.FLOAT.value}
+        )
+        by_token = _node("Mul", [floats.outputs[0], scale], f"{out}_by_token")
+        by_row = _node("Mul", [by_token.outputs[0], weight_scale], out)
+        return [product, floats, by_token, by_row]
+
+    def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Codes and scales of an input, by token: before all products that may share them."""
         import onnx_ir as ir
 
         nodes: list[ir.Node] = []
-        if x not in self._inputs:  # siblings share it
-            self._inputs[x] = self._rounded(x, nodes)
-        codes, scale = self._inputs[x]
-        weight, weight_scale = self.parts[name]
-        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        product = _node("MatMulInteger", [codes, weight, middle], f"{name}_integers")
-        floats = _node(
-            "Cast", [product.outputs[0]], f"{name}_floats", {"to": ir.DataType.FLOAT.value}
-        )
-        by_token = _node("Mul", [floats.outputs[0], scale], f"{name}_by_token")
-        by_row = _node("Mul", [by_token.outputs[0], weight_scale], f"{name}_product")
-        return [*nodes, product, floats, by_token, by_row]
-
-    def _rounded(self, x: ir.Value, nodes: list[ir.Node]) -> tuple[ir.Value, ir.Value]:
-        """Codes and scales of an input, by token; the nodes that make them are appended."""
-        import onnx_ir as ir
 
         def add(operator: str, inputs: list[Any], what: str, **attributes: int) -> ir.Value:
             nodes.append(_node(operator, inputs, f"{x.name}_{what}", attributes))
@@ -139,7 +178,16 @@ class Rewriter:
         scale = add("Max", [steps, smallest], "scale")
         rounded = add("Round", [add("Div", [x, scale], "steps")], "rounded")
         shifted = add("Add", [rounded, self._constant("qconv_128", 128.0, number)], "shifted")
-        return add("Cast", [shifted], "codes", to=ir.DataType.UINT8.value), scale
+        codes = add("Cast", [shifted], "codes", to=ir.DataType.UINT8.value)
+        self._insert_after(x, nodes)
+        return codes, scale
+
+    def _insert_after(self, x: ir.Value, nodes: list[ir.Node]) -> None:
+        producer = x.producer()
+        if producer is None:
+            self.model.graph.insert_before(self.model.graph[0], nodes)
+        else:
+            self.model.graph.insert_after(producer, nodes)
 
     def _constant(self, name: str, value: float | list[int], kind: ir.DataType) -> ir.Value:
         import numpy as np
@@ -157,7 +205,7 @@ class Rewriter:
 
 def _node(
     operator: str,
-    inputs: list[Any],
+    inputs: Sequence[Any],
     output: str,
     attributes: Mapping[str, int | None] | None = None,
     *,

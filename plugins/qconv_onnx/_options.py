@@ -12,37 +12,51 @@ if TYPE_CHECKING:
     from qconv.plugin import PlanRequest
 
 #: How a quantized weight is computed with: see ``_operators``.
-Operator = Literal["nbits", "blocked", "integer"]
+Operator = Literal["nbits", "blocked", "integer", "static"]
 
 #: Operator, bits, columns per scale, symmetric.
 _QUANTIZED: Mapping[str, tuple[Operator, int, int | None, bool]] = {
     "w8": ("nbits", 8, 32, False),
     "int4": ("nbits", 4, 32, False),
     "int4_qdq": ("blocked", 4, 32, False),
-    "int8": ("integer", 8, None, True),
+    "w8a8": ("integer", 8, None, True),
+    "int8_static": ("static", 8, None, True),
 }
 
 _GRAPH = ("kv_cache",)
+_TABLES = ("embedding", "head")
 _BLOCKS = ("group_size", "search", "symmetric", *_GRAPH)
 _KNOWN: Mapping[str, tuple[str, ...]] = {
     "fp32": _GRAPH,
     "fp16": _GRAPH,
-    "w8": ("accuracy_level", *_BLOCKS),
-    "int4": ("accuracy_level", *_BLOCKS),
+    "w8": ("accuracy_level", *_TABLES, *_BLOCKS),
+    "int4": ("accuracy_level", *_TABLES, *_BLOCKS),
     "int4_qdq": _BLOCKS,
-    "int8": ("search", *_GRAPH),
+    "w8a8": ("search", "accuracy_level", *_TABLES, *_GRAPH),
+    "int8_static": ("search", "accuracy_level", *_TABLES, *_GRAPH),
 }
+
+#: What ``int8`` means, and why.
+_INT8_OF_DECODER = (
+    "int8 of a decoder is w8: it generates one token at a time, and then reading weights, not "
+    "multiplying, takes the time (w8a8 multiplies in 8 bits, for long prompts)"
+)
+_INT8_OF_ENCODER = (
+    "int8 of an encoder is w8a8: it takes many tokens at once, which integers multiply faster"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
     """A target's format with everything its options decide.
 
+    format: as asked for
     operator: of the linear weights of blocks; None: nothing is quantized
     group_size: columns per scale; None: a whole row
     accuracy_level: of MatMulNBits: 1 multiplies in float32, 4 with inputs rounded to 8 bits
     kv_cache: of a decoder: whether the graph takes and gives keys and values of earlier tokens
-    dtype: torch dtype name that the graph computes in
+    head, embedding: bits of the output projection and of the token embedding; None: float
+    why: what was chosen for this model, for people; empty where nothing was
     """
 
     format: str
@@ -53,6 +67,9 @@ class Scheme:
     accuracy_level: int = 4
     kv_cache: bool = True
     search: Literal["search", "absmax"] = "search"
+    head: int | None = None
+    embedding: int | None = None
+    why: str = ""
 
     @property
     def dtype(self) -> Literal["float16", "float32"]:
@@ -60,19 +77,19 @@ class Scheme:
         return "float16" if self.format == "fp16" else "float32"
 
 
-def read_scheme(request: PlanRequest) -> Scheme:
+def read_scheme(request: PlanRequest, *, is_decoder: bool) -> Scheme:
     """The scheme that a request asks for.
+
+    is_decoder: the model predicts the next token: that decides what ``int8`` is
 
     Raises:
         UsageError: an option is unknown to the format.
     """
-    name, options = request.format, request.options
-    for option in options:
-        if option not in _KNOWN[name]:
-            raise UsageError(
-                f"onnx:{name}: option {option!r} means nothing here; this format takes "
-                f"{', '.join(sorted(_KNOWN[name]))}"
-            )
+    name, options, why = request.format, request.options, ""
+    if name == "int8":
+        name = "w8" if is_decoder else "w8a8"
+        why = _INT8_OF_DECODER if is_decoder else _INT8_OF_ENCODER
+    _check_known(request.format, name, options)
     kv_cache = options.get("kv_cache", "true") == "true"
     if name not in _QUANTIZED:
         return Scheme(format=name, kv_cache=kv_cache)
@@ -81,8 +98,10 @@ def read_scheme(request: PlanRequest) -> Scheme:
         group_size = int(options.get("group_size", group_size))  # the host allows the choices only
     if "symmetric" in options:
         symmetric = options["symmetric"] == "true"
+    tables = "float" if operator == "blocked" else "8"
+    head = options.get("head", tables)
     return Scheme(
-        format=name,
+        format=request.format,
         operator=operator,
         bits=bits,
         group_size=group_size,
@@ -90,4 +109,21 @@ def read_scheme(request: PlanRequest) -> Scheme:
         accuracy_level=int(options.get("accuracy_level", "4")),
         kv_cache=kv_cache,
         search="absmax" if options.get("search") == "absmax" else "search",
+        head=_bits(head),
+        embedding=_bits(options.get("embedding", tables)),
+        why=why,
     )
+
+
+def _check_known(asked: str, name: str, options: Mapping[str, str]) -> None:
+    for option in options:
+        if option not in _KNOWN[name]:
+            meant = "" if asked == name else f" ({name} for this model)"
+            raise UsageError(
+                f"onnx:{asked}{meant}: option {option!r} means nothing here; this format takes "
+                f"{', '.join(sorted(_KNOWN[name]))}"
+            )
+
+
+def _bits(text: str) -> int | None:
+    return None if text == "float" else int(text)

@@ -4,6 +4,7 @@ A quantized weight ``X`` becomes ``X_quantized``, ``X_scale`` and, unless its gr
 ``X_zero_point``; a tensor left in float stays ``X``. Layouts: MatMulNBits has codes and parameters
 row by row, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md;
 DequantizeLinear before a MatMul, and MatMulInteger, have the weight transposed, ``(in, out)``.
+A scale that its input is rounded on, known beforehand, is ``X_input_scale``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ._options import Operator
 
 CODES, SCALE, ZERO_POINT = "_quantized", "_scale", "_zero_point"
+INPUT_SCALE = "_input_scale"
 
 #: Bits of one value, by ONNX's name of the type.
 _BITS = {"FLOAT": 32, "FLOAT16": 16, "INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4}
@@ -85,10 +87,12 @@ def quantized_parts(
         ]
         zero = Part(suffix=ZERO_POINT, type=kind, shape=(groups, rows), by_rows=False)
         return (*parts, *([] if grid.symmetric else [zero]))
-    return (
+    parts = [
         Part(suffix=CODES, type="INT8", shape=(columns, rows), by_rows=False),
         Part(suffix=SCALE, type="FLOAT", shape=(rows,), by_rows=True),
-    )
+    ]
+    step = Part(suffix=INPUT_SCALE, type="FLOAT", shape=(), by_rows=False)
+    return (*parts, *([step] if operator == "static" else []))
 
 
 def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
@@ -105,6 +109,8 @@ def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
     scale = _array(value.parameters["scale"])
     if operator == "integer":
         return [_array(value.codes.T), scale[:, 0]]
+    if operator == "static":
+        return [_array(value.codes.T), scale[:, 0], _array(value.activation_parameters["scale"])]
     zeros = [] if spec["symmetric"] else [_array(value.parameters["zero_point"])]
     codes = _array(value.codes)
     if operator == "blocked":

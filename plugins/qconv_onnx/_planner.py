@@ -1,19 +1,17 @@
-"""The fate of every tensor: the linear weights of blocks are quantized, all others stay float."""
+"""The fate of every tensor: linear weights of blocks, embedding and head are quantized."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qconv.errors import Unsupported
+from qconv.errors import Unsupported, UnsupportedGrid
 from qconv.plugin import PlanRequest, TensorInfo, TensorPlan, TensorPlans
 
 from ._parts import TYPES, Part, float_parts, quantized_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from qconv.grids import ActivationGrid, UniformGrid
 
     from ._export import Exported
@@ -28,6 +26,9 @@ _ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "wg", "classifier"
 #: Source dtypes that a graph's floats are made from.
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
+#: Columns per scale of what is in blocks where the format itself has none.
+_BLOCK = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedTensor(TensorPlan):
@@ -41,12 +42,18 @@ class PlannedTensor(TensorPlan):
     parts: tuple[Part, ...]
 
 
-def plan(
-    request: PlanRequest, scheme: Scheme, graph: Exported, linears: Collection[str]
-) -> TensorPlans:
-    """Plan every tensor that the graph uses.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Treatment:
+    """What is done to a weight, and why. operator: None: it stays float."""
 
-    linears: names of the weights that the graph multiplies by, and does nothing else with
+    reason: str
+    operator: Operator | None = None
+    grid: UniformGrid | None = None
+    may_stay: bool = False
+
+
+def plan(request: PlanRequest, scheme: Scheme, graph: Exported) -> TensorPlans:
+    """Plan every tensor that the graph uses.
 
     Raises:
         Unsupported: nothing is to be quantized, or a tensor is no float.
@@ -54,23 +61,63 @@ def plan(
     """
     if request.held:
         raise Unsupported("onnx: transcoding to ONNX is not offered; convert the float checkpoint")
-    operator = scheme.operator
-    grid = None if operator is None else _grid(scheme)
-    tensors = []
-    for name in graph.weights:
-        info = request.model.tensors[name]
-        reason = _kept(name, linears)
-        if grid is None or operator is None or reason:
-            tensors.append(_float(scheme, info, reason or "plain floats"))
-        else:
-            tensors.append(_quantized(operator, info, grid))
-    if grid is not None and all(each.grid is None for each in tensors):
+    tensors = [
+        _planned(scheme, request.model.tensors[name], _treatment(scheme, graph, name))
+        for name in graph.weights
+    ]
+    if scheme.operator and not any(_in_block(each.name) for each in tensors if each.grid):
         raise Unsupported(
             f"onnx:{scheme.format}: no linear weight of a block was found among {len(tensors)} "
             "tensors, so there is nothing to quantize (stacked experts and transposed weights "
             "are not); use onnx:fp32"
         )
     return TensorPlans(tensors=tuple(tensors), dropped=graph.dropped)
+
+
+def _treatment(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
+    if scheme.operator is None:
+        return _Treatment(reason="plain floats")
+    if name in {graph.embedding, graph.head}:
+        return _table(scheme, graph, name)
+    module = _in_block(name)
+    if not module:
+        return _Treatment(reason="not a linear weight of a block")
+    if module.rpartition(".")[2] in _ROUTERS:
+        return _Treatment(reason="a router stays float")
+    if name not in graph.products:
+        return _Treatment(reason="not the weight of a MatMul in the graph")
+    why = f"; {scheme.why}" if scheme.why else ""
+    return _Treatment(
+        reason=f"a linear of a block{why}", operator=scheme.operator, grid=_grid(scheme)
+    )
+
+
+def _in_block(name: str) -> str:
+    """The module within its block; empty when it is in none."""
+    match = _IN_BLOCK.fullmatch(name)
+    return match["module"] if match else ""
+
+
+def _table(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
+    """Embedding and head: in blocks, which lose little; stored once where they are tied."""
+    tied = graph.embedding == graph.head
+    what = "embedding and head, tied" if tied else "head" if name == graph.head else "embedding"
+    bits = scheme.head if name == graph.head else scheme.embedding
+    if tied and scheme.embedding is None:
+        bits = None
+    if bits is None:
+        return _Treatment(reason=f"{what}: float")
+    # With zero-points of 4 bits, the two operators would want them packed otherwise.
+    shared = tied and bits == 4
+    grid = replace(
+        _grid(scheme),
+        bits=bits,
+        symmetric=shared or (scheme.symmetric and scheme.group_size is not None),
+        group_size=scheme.group_size or _BLOCK,
+    )
+    return _Treatment(
+        reason=f"{what}: {bits} bits, weights only", operator="nbits", grid=grid, may_stay=True
+    )
 
 
 def _grid(scheme: Scheme) -> UniformGrid:
@@ -86,18 +133,18 @@ def _grid(scheme: Scheme) -> UniformGrid:
     )
 
 
-def _kept(name: str, linears: Collection[str]) -> str:
-    """Why a tensor stays float; empty when it does not."""
-    match = _IN_BLOCK.fullmatch(name)
-    if match is None:
-        return "not a linear weight of a block"
-    if match["module"].rpartition(".")[2] in _ROUTERS:
-        return "a router stays float"
-    return "" if name in linears else "not the weight of a MatMul in the graph"
-
-
-def _quantized(operator: Operator, info: TensorInfo, grid: UniformGrid) -> PlannedTensor:
-    grid.check_shape((info.shape[0], info.shape[1]), info.name)
+def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTensor:
+    operator, grid = chosen.operator, chosen.grid
+    if operator is None or grid is None:
+        return _float(scheme, info, chosen.reason)
+    shape = (info.shape[0], info.shape[1])
+    try:
+        grid.check_shape(shape, info.name)
+    except UnsupportedGrid:
+        if not chosen.may_stay:
+            raise
+        reason = f"{shape[1]} columns are not a multiple of {grid.group_size}"
+        return replace(_float(scheme, info, reason), fallback_from=grid.name)
     return PlannedTensor(
         name=info.name,
         sources=(info.name,),
@@ -105,18 +152,20 @@ def _quantized(operator: Operator, info: TensorInfo, grid: UniformGrid) -> Plann
         action="quantize",
         storage=grid.name,
         grid=grid,
-        reason="a linear of a block",
-        activation=_activation() if operator == "integer" else None,
+        reason=chosen.reason,
+        activation=_activation(operator),
         operator=operator,
-        parts=quantized_parts(operator, (info.shape[0], info.shape[1]), grid),
+        parts=quantized_parts(operator, shape, grid),
     )
 
 
-def _activation() -> ActivationGrid:
-    """8 bits by token, symmetric, found as it goes."""
+def _activation(operator: Operator) -> ActivationGrid | None:
+    """8 bits, symmetric: by token as it goes, or by tensor, stated beforehand."""
     from qconv.grids import ActivationGrid
 
-    return ActivationGrid()
+    if operator == "integer":
+        return ActivationGrid()
+    return ActivationGrid(scope="tensor", dynamic=False) if operator == "static" else None
 
 
 def _float(scheme: Scheme, info: TensorInfo, reason: str) -> PlannedTensor:

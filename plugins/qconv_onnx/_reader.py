@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qconv.errors import UnreadableInput
 from qconv.plugin import TensorInfo
@@ -19,19 +19,23 @@ if TYPE_CHECKING:
     import torch
 
 _GRAPH = "model.onnx"
-_SUFFIX = "_quantized"
+_SUFFIX, _INPUT_SCALE = "_quantized", "_input_scale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Weight:
     """A quantized weight as the graph computes with it.
 
-    node: the operator that takes the codes
+    kind: ``blocks`` of a row, (out, blocks, bytes); ``blocked`` or by ``channel``, (in, out)
+    bits: of a code
+    block: columns per scale
     scale: initializer of the scales
     zero_point: initializer of the zero-points; None: there are none
     """
 
-    node: onnx.NodeProto
+    kind: Literal["blocks", "blocked", "channel"]
+    bits: int
+    block: int
     codes: str
     scale: str
     zero_point: str | None
@@ -61,6 +65,7 @@ class OnnxReader:
         self._stored = {each.name: each for each in self._model.graph.initializer}
         for each in self._stored.values():
             self._check(each)
+        self._made = {name: node for node in self._model.graph.node for name in node.output}
         self._weights = {each.info.name: each for each in self._quantized()}
         self._tensors = self._infos()
 
@@ -80,32 +85,68 @@ class OnnxReader:
     def _quantized(self) -> list[_Weight]:
         found = []
         for node in self._model.graph.node:
-            if node.op_type == "MatMulNBits":
-                found.append(self._nbits(node))
+            if node.op_type in {"MatMulNBits", "GatherBlockQuantized"}:
+                found.append(self._blocks(node))
             elif node.op_type == "DequantizeLinear" and node.input[0] in self._stored:
-                found.append(self._blocked(node))
+                found.append(self._decoded(node))
             elif node.op_type == "MatMulInteger" and node.input[1] in self._stored:
                 found.append(self._integer(node))
         return found
 
-    def _nbits(self, node: onnx.NodeProto) -> _Weight:
-        names = list(node.input)
+    def _blocks(self, node: onnx.NodeProto) -> _Weight:
+        """MatMulNBits has the codes second, GatherBlockQuantized first, then numbers of rows."""
+        first, *names = node.input
+        codes = names.pop(0) if node.op_type == "MatMulNBits" else first
+        names = names if node.op_type == "MatMulNBits" else names[1:]
+        scale, zero = self._whence(names[0]), self._whence(names[1]) if len(names) > 1 else None
         facts = _attributes(node)
-        zero = names[3] if len(names) > 3 and names[3] else None
-        kind = f"{'int' if zero is None else 'uint'}{facts['bits']}_g{facts['block_size']}"
-        return self._weight(node, names[1:3], zero, (facts["N"], facts["K"]), kind)
+        bits, block = facts["bits"], facts["block_size"]
+        rows, blocks = self._shape(node, codes)[:2]
+        return self._weight(
+            node, (codes, scale), zero, (rows, blocks * block), "blocks", bits=bits, block=block
+        )
 
-    def _blocked(self, node: onnx.NodeProto) -> _Weight:
+    def _whence(self, name: str) -> str:
+        """The initializer that is only reshaped on its way; the name itself where there is none."""
+        made = self._made.get(name)
+        return str(made.input[0]) if made is not None and made.op_type == "Reshape" else name
+
+    def _decoded(self, node: onnx.NodeProto) -> _Weight:
         names = list(node.input)
         zero = names[2] if len(names) > 2 and names[2] else None
-        columns, rows = self._stored[names[0]].dims
-        kind = f"{'int' if zero is None else 'uint'}4_g{_attributes(node)['block_size']}"
-        return self._weight(node, names[:2], zero, (rows, columns), kind)
+        columns, rows = self._shape(node, names[0])
+        block = _attributes(node).get("block_size", 0)
+        return self._weight(
+            node,
+            (names[0], names[1]),
+            zero,
+            (rows, columns),
+            "blocked" if block else "channel",
+            bits=4 if block else 8,
+            block=block or columns,
+        )
 
     def _integer(self, node: onnx.NodeProto) -> _Weight:
-        columns, rows = self._stored[node.input[1]].dims
-        names = [node.input[1], self._scale_after(node)]
-        return self._weight(node, names, None, (rows, columns), "int8_channel")
+        columns, rows = self._shape(node, node.input[1])
+        parts = (node.input[1], self._scale_after(node))
+        return self._weight(node, parts, None, (rows, columns), "channel", bits=8, block=columns)
+
+    def _shape(self, node: onnx.NodeProto, name: str) -> tuple[int, ...]:
+        """The shape of stored codes.
+
+        Raises:
+            UnreadableInput: they are not stored, or are no matrix of blocks.
+        """
+        shape = tuple(self._stored[name].dims) if name in self._stored else ()
+        if len(shape) < 2:
+            raise self._foreign(node, name)
+        return shape
+
+    def _foreign(self, node: onnx.NodeProto, name: str) -> UnreadableInput:
+        return UnreadableInput(
+            f"{self._folder}: node {node.name!r} takes {name!r}, which is not a stored part of a "
+            "quantized weight; write the artifact again"
+        )
 
     def _scale_after(self, node: onnx.NodeProto) -> str:
         """The initializer that the product is multiplied by, after Cast and the input's scale."""
@@ -123,24 +164,29 @@ class OnnxReader:
     def _weight(
         self,
         node: onnx.NodeProto,
-        parts: list[str],
+        parts: tuple[str, str],
         zero: str | None,
         shape: tuple[int, int],
-        kind: str,
+        kind: Literal["blocks", "blocked", "channel"],
+        *,
+        bits: int,
+        block: int,
     ) -> _Weight:
         codes, scale = parts
         missing = [each for each in (codes, scale, zero) if each and each not in self._stored]
         if missing or not codes.endswith(_SUFFIX):
-            raise UnreadableInput(
-                f"{self._folder}: node {node.name!r} takes {(missing or [codes])[0]!r}, which is "
-                "not a stored part of a quantized weight; write the artifact again"
-            )
+            raise self._foreign(node, (missing or [codes])[0])
         nbytes = sum(self._nbytes(each) for each in (codes, scale, zero) if each)
-        info = TensorInfo(name=codes.removesuffix(_SUFFIX), shape=shape, dtype=kind, nbytes=nbytes)
-        return _Weight(node=node, codes=codes, scale=scale, zero_point=zero, info=info)
+        grid = f"{'int' if zero is None else 'uint'}{bits}_"
+        grid += "channel" if kind == "channel" else f"g{block}"
+        info = TensorInfo(name=codes.removesuffix(_SUFFIX), shape=shape, dtype=grid, nbytes=nbytes)
+        return _Weight(
+            kind=kind, bits=bits, block=block, codes=codes, scale=scale, zero_point=zero, info=info
+        )
 
     def _infos(self) -> dict[str, TensorInfo]:
         parts = {p for w in self._weights.values() for p in (w.codes, w.scale, w.zero_point)}
+        parts |= {w.info.name + _INPUT_SCALE for w in self._weights.values()}
         infos = [each.info for each in self._weights.values()]
         for name, tensor in self._stored.items():
             if name not in parts and _external(tensor):
@@ -156,32 +202,30 @@ class OnnxReader:
 
     def _decode(self, weight: _Weight) -> np.ndarray[Any, Any]:
         """``scale * (code - zero_point)``: (out, in) float32."""
-        if weight.node.op_type == "MatMulNBits":
-            return self._decode_nbits(weight)
+        if weight.kind == "blocks":
+            return self._decode_blocks(weight)
         codes = self._array(weight.codes).astype("float32")
         scale = self._array(weight.scale)
-        if weight.node.op_type == "DequantizeLinear":
-            size = _attributes(weight.node)["block_size"]
-            scale = scale.repeat(size, axis=0)
+        if weight.kind == "blocked":
+            scale = scale.repeat(weight.block, axis=0)
             if weight.zero_point:
                 zero = self._array(weight.zero_point).astype("float32")
-                codes = codes - zero.repeat(size, axis=0)
+                codes = codes - zero.repeat(weight.block, axis=0)
         values: np.ndarray[Any, Any] = (scale * codes).T
         return values
 
-    def _decode_nbits(self, weight: _Weight) -> np.ndarray[Any, Any]:
+    def _decode_blocks(self, weight: _Weight) -> np.ndarray[Any, Any]:
         import numpy as np
 
-        facts = _attributes(weight.node)
-        rows, columns, bits = facts["N"], facts["K"], facts["bits"]
-        groups = columns // facts["block_size"]
-        codes = _unpacked(self._array(weight.codes).reshape(rows, -1), bits)
+        rows, columns = weight.info.shape
+        groups = columns // weight.block
+        codes = _unpacked(self._array(weight.codes).reshape(rows, -1), weight.bits)
         codes = codes.reshape(rows, groups, -1).astype("float32")
         if weight.zero_point:
             packed = self._array(weight.zero_point).reshape(rows, -1)
-            zero = _unpacked(packed, bits)[:, :groups].astype("float32")
+            zero = _unpacked(packed, weight.bits)[:, :groups].astype("float32")
         else:
-            zero = np.full((rows, groups), 1 << (bits - 1), dtype=np.float32)
+            zero = np.full((rows, groups), 1 << (weight.bits - 1), dtype=np.float32)
         scale = self._array(weight.scale).reshape(rows, groups)
         values: np.ndarray[Any, Any] = scale[..., None] * (codes - zero[..., None])
         return values.reshape(rows, columns)

@@ -31,6 +31,8 @@ class Skeleton:
     fakes: the mode that the parameters belong to
     is_decoder: the model predicts the next token
     sources: the checkpoint's name of every parameter, by the module's name of it
+    embedding, head: source tensors of the token embedding and the output projection, which are one
+        where they are tied; None: there is none
     dropped: source tensors that the module has no parameter for, by a rule
     """
 
@@ -38,6 +40,8 @@ class Skeleton:
     fakes: Any
     is_decoder: bool
     sources: Mapping[str, str]
+    embedding: str | None
+    head: str | None
     dropped: tuple[Dropped, ...]
 
 
@@ -52,9 +56,9 @@ def build_skeleton(info: ModelInfo, dtype: str) -> Skeleton:
         UnreadableInput: the config is malformed.
     """
     config = _config(info)
-    is_decoder = _is_decoder(info, config)
+    decodes = _is_decoder(info, config)
     try:
-        module = _build(info, config, dtype, is_decoder=is_decoder)
+        module = _build(info, config, dtype, is_decoder=decodes)
     except Exception as error:  # a config is foreign input, and transformers raises anything
         raise UnreadableInput(
             f"{info.name}: transformers cannot build the model of config.json: {error}; "
@@ -64,13 +68,26 @@ def build_skeleton(info: ModelInfo, dtype: str) -> Skeleton:
     _leave_out_pooler(info, module)
     buffers = _refuse_stored_buffers(info, module)
     sources, tied = _sources(info, module)
+    fakes = _to_fake(module)
     return Skeleton(
         module=module,
-        fakes=_to_fake(module),
-        is_decoder=is_decoder,
+        fakes=fakes,
+        is_decoder=decodes,
         sources=sources,
+        embedding=_source_of(module, module.get_input_embeddings, sources),
+        head=_source_of(module, module.get_output_embeddings, sources),
         dropped=(*tied, *_ignored(info, module, buffers, {*sources.values(), *_names(tied)})),
     )
+
+
+def _source_of(module: nn.Module, part: Any, sources: Mapping[str, str]) -> str | None:  # noqa: ANN401
+    """The source tensor of the weight of a part of the module. part: gives it, or None."""
+    try:
+        weight = getattr(part(), "weight", None)
+    except NotImplementedError:  # how transformers says that there is none
+        return None
+    named = module.named_parameters(remove_duplicate=False)
+    return next((sources[name] for name, value in named if value is weight), None)
 
 
 def _names(dropped: tuple[Dropped, ...]) -> set[str]:
@@ -110,6 +127,17 @@ def _config(info: ModelInfo) -> Any:  # noqa: ANN401 -- transformers' config of 
             "one graph are exported"
         )
     return config
+
+
+def is_decoder(info: ModelInfo) -> bool:
+    """Whether the model that config.json describes predicts the next token.
+
+    Raises:
+        BrokenPlugin: transformers is not installed.
+        Unsupported: transformers does not know the architecture.
+        UnreadableInput: the config is malformed.
+    """
+    return _is_decoder(info, _config(info))
 
 
 def _architecture(info: ModelInfo) -> str:

@@ -49,12 +49,14 @@ def _with(model: ModelInfo, *more: TensorInfo) -> ModelInfo:
     return replace(model, tensors={**model.tensors, **{each.name: each for each in more}})
 
 
-def test_linears_of_blocks_are_quantized_and_all_else_is_float(backend, model):
+def test_linears_of_blocks_are_quantized_embedding_and_head_at_8_bits_and_norms_are_float(
+    backend, model
+):
     plans = _plan(backend, model)
     grids = {each.name: each.grid.name if each.grid else each.dtype for each in plans.tensors}
     block = "model.layers.0"
     assert grids == {
-        "model.embed_tokens.weight": "float32",
+        "model.embed_tokens.weight": "uint8_g32",
         **{f"{block}.self_attn.{name}_proj.weight": "uint4_g32" for name in "qkvo"},
         **{f"{block}.mlp.{name}_proj.weight": "uint4_g32" for name in ("gate", "up", "down")},
         f"{block}.input_layernorm.weight": "float32",
@@ -66,14 +68,94 @@ def test_linears_of_blocks_are_quantized_and_all_else_is_float(backend, model):
 
 
 def test_scales_are_stored_in_what_the_graph_computes_in(backend, model):
-    for target in ("w8", "int4", "int4_qdq", "int8"):
+    for target in ("w8", "int4", "int4_qdq", "w8a8"):
         grids = [each.grid for each in _plan(backend, model, target).tensors if each.grid]
         assert {grid.spec()["scale_dtype"] for grid in grids} == {"float32"}
 
 
-def test_int8_says_that_inputs_are_rounded_by_token(backend, model):
-    inputs = {each.activation.name for each in _plan(backend, model, "int8").tensors if each.grid}
-    assert inputs == {"int8_token"}
+@pytest.mark.parametrize(
+    ("target", "name"), [("w8a8", "int8_token"), ("int8_static", "int8_tensor_static")]
+)
+def test_integer_formats_say_how_inputs_are_rounded(backend, model, target, name):
+    plans = _plan(backend, model, target).tensors
+    linears = [each for each in plans if each.grid and "embed" not in each.name]
+    assert {each.activation.name for each in linears if each.activation} == {name}
+    assert all(each.activation for each in linears)
+
+
+def test_int8_of_a_decoder_is_w8_and_of_an_encoder_w8a8_and_the_plan_says_why(
+    backend, model, tmp_path
+):
+    for each in (plan for plan in _plan(backend, model, "int8").tensors if plan.grid):
+        assert (each.operator, each.activation) == ("nbits", None)
+        if "embed" not in each.name:
+            assert "int8 of a decoder is w8: it generates one token at a time" in each.reason
+    encoder, _ = read_model(save_bert(tmp_path / "bert", num_hidden_layers=1))
+    linears = [each for each in _plan(OnnxBackend(), encoder, "int8").tensors if each.activation]
+    assert {each.operator for each in linears} == {"integer"}
+    assert "int8 of an encoder is w8a8: it takes many tokens at once" in linears[0].reason
+
+
+def test_an_option_of_the_other_int8_is_refused_with_what_int8_is(backend, tmp_path):
+    encoder, _ = read_model(save_bert(tmp_path / "bert", num_hidden_layers=1))
+    with pytest.raises(UsageError, match=r"onnx:int8 \(w8a8 for this model\): option 'group_size'"):
+        _plan(backend, encoder, "int8", group_size="32")
+
+
+def _tables(plans) -> dict[str, str]:
+    return {
+        each.name: each.grid.name if each.grid else each.dtype
+        for each in plans.tensors
+        if "embed" in each.name or "head" in each.name
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "table"),
+    [
+        ({}, "uint8_g32"),
+        ({"head": "4"}, "int4_g32"),  # of 4 bits, zero-points would have to be packed twice
+        ({"head": "float"}, "float32"),
+        ({"embedding": "float"}, "float32"),
+        ({"symmetric": "true", "group_size": "64"}, "int8_g64"),
+    ],
+    ids=str,
+)
+def test_a_tied_table_is_one(backend, model, options, table):
+    assert _tables(_plan(backend, model, "int4", **options)) == {"model.embed_tokens.weight": table}
+
+
+@pytest.mark.parametrize(
+    ("options", "embedding", "head"),
+    [
+        ({}, "uint8_g32", "uint8_g32"),
+        ({"head": "4"}, "uint8_g32", "uint4_g32"),
+        ({"head": "float"}, "uint8_g32", "float32"),
+        ({"embedding": "float"}, "float32", "uint8_g32"),
+    ],
+    ids=str,
+)
+def test_tables_of_their_own_have_bits_of_their_own(untied, options, embedding, head):
+    backend, model = untied
+    assert _tables(_plan(backend, model, "int4", **options)) == {
+        "model.embed_tokens.weight": embedding,
+        "lm_head.weight": head,
+    }
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory) -> tuple[OnnxBackend, ModelInfo]:
+    folder = tmp_path_factory.mktemp("untied") / "tiny"
+    save_llama(folder, num_hidden_layers=1, tie_word_embeddings=False)
+    return OnnxBackend(), read_model(folder)[0]
+
+
+def test_a_table_that_blocks_do_not_divide_stays_float_and_is_told(tmp_path):
+    folder = save_llama(tmp_path / "odd", num_hidden_layers=1, hidden_size=48, head_dim=16)
+    plans = _plan(OnnxBackend(), read_model(folder)[0], "w8a8")
+    (table,) = (each for each in plans.tensors if "embed" in each.name)
+    assert (table.dtype, table.fallback_from) == ("float32", "uint8_g32")
+    assert table.reason == "48 columns are not a multiple of 32"
 
 
 def test_a_tied_head_in_the_checkpoint_is_dropped_with_its_reason(model):
@@ -99,7 +181,7 @@ def test_the_same_inputs_give_the_same_bytes(llama, backend, tmp_path):
     assert str(Path.cwd()).encode() not in graph
 
 
-@pytest.mark.parametrize("target", ["int4", "int4_qdq", "int8"])
+@pytest.mark.parametrize("target", ["int4", "int4_qdq", "w8a8"])
 def test_the_pipeline_writes_what_the_backend_encodes(llama, backend, tmp_path, target):
     expected, _ = write(backend, llama, tmp_path / "driver", target)
     made = qconv.convert(llama, to=f"onnx:{target}", out=tmp_path / "host", threads=2)
@@ -131,7 +213,7 @@ def test_exporting_takes_no_memory_for_weights(backend, model):
 def test_large_parts_begin_on_a_page(tmp_path):
     folder = save_llama(tmp_path / "wide", num_hidden_layers=1, vocab_size=8192)
     model, _ = read_model(folder)
-    backend, request = OnnxBackend(), PlanRequest(model=model, format="w8")
+    backend, request = OnnxBackend(), PlanRequest(model=model, format="fp32")
     layout = backend.layout(request, backend.plan_tensors(request))
     places = [place for each in layout.places.values() for place in each]
     assert any(place.nbytes >= 1 << 20 for place in places)
@@ -140,8 +222,8 @@ def test_large_parts_begin_on_a_page(tmp_path):
 
 
 def test_an_option_of_another_format_is_refused(backend, model):
-    with pytest.raises(UsageError, match="onnx:int8: option 'group_size' means nothing here"):
-        _plan(backend, model, "int8", group_size="32")
+    with pytest.raises(UsageError, match="onnx:w8a8: option 'group_size' means nothing here"):
+        _plan(backend, model, "w8a8", group_size="32")
 
 
 def test_groups_that_do_not_divide_are_refused_with_what_does(model):
@@ -290,8 +372,8 @@ def test_a_file_that_is_no_graph_is_unreadable(artifact):
 
 
 def test_encode_leaves_its_input_as_it_is(backend, model):
-    for target in ("w8", "int4", "int4_qdq", "int8"):
-        plan = next(each for each in _plan(backend, model, target).tensors if each.grid)
+    for target in ("w8", "int4", "int4_qdq", "w8a8"):
+        plan = next(each for each in reversed(_plan(backend, model, target).tensors) if each.grid)
         from qconv.tensors import QuantTensor
 
         codes, parameters = plan.grid.quantize(torch.randn(plan.shape))

@@ -25,6 +25,7 @@ TARGETS = [
     ("int4", {}, 6e-2),
     ("int4_qdq", {}, 6e-2),
     ("int4_qdq", {"symmetric": "true", "group_size": "64"}, 6e-2),
+    ("int4", {"accuracy_level": "1", "head": "4"}, 1e-5),
     ("fp16", {}, 5e-3),
 ]
 IDS = np.random.default_rng(0).integers(3, 160, (2, 9))
@@ -90,8 +91,8 @@ def test_blocked_weights_are_exact_where_the_runtime_decodes_them(
     assert np.abs(found - _logits(decoded(llama, artifact), IDS)).max() <= 1e-5
 
 
-def test_int8_computes_on_inputs_rounded_by_token(llama, backend, tmp_path):
-    artifact, values = write(backend, llama, tmp_path, "int8")
+def test_w8a8_computes_on_inputs_rounded_by_token(llama, backend, tmp_path):
+    artifact, values = write(backend, llama, tmp_path, "w8a8", accuracy_level="1")
     model = decoded(llama, artifact)
     grid = ActivationGrid()
     for name, module in model.named_modules():
@@ -108,16 +109,16 @@ def test_int8_computes_on_inputs_rounded_by_token(llama, backend, tmp_path):
         assert torch.equal(reader.read(name).reshape(expected.shape), expected), name
 
 
-def test_int8_runs_on_integer_kernels(llama, backend, tmp_path):
-    artifact, values = write(backend, llama, tmp_path, "int8")
+def test_w8a8_runs_on_integer_kernels(llama, backend, tmp_path):
+    artifact, values = write(backend, llama, tmp_path, "w8a8")
     nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
     kinds = [node.op_type for node in nodes]
     quantized = [name for name, value in values.items() if not isinstance(value, torch.Tensor)]
-    assert kinds.count("MatMulInteger") == len(quantized) == 14
+    assert kinds.count("MatMulInteger") == len(quantized) - 1 == 14  # one is embedding and head
     assert kinds.count("Round") == 8  # q, k and v share their input, gate and up share theirs
 
 
-@pytest.mark.parametrize("target", ["fp32", "w8", "int4", "int4_qdq", "int8"])
+@pytest.mark.parametrize("target", ["fp32", "w8", "int4", "int4_qdq", "w8a8"])
 def test_the_checker_and_shape_inference_accept_the_graph(llama, backend, tmp_path, target):
     artifact, _ = write(backend, llama, tmp_path, target)
     file = artifact / "model.onnx"
@@ -151,6 +152,15 @@ def test_a_decoder_has_the_names_that_optimum_gives(llama, backend, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["fp32", "int4", "int8"])
+@pytest.mark.parametrize("target", ["w8", "int4", "w8a8"])
+def test_a_tied_table_is_stored_once_and_serves_both(llama, backend, tmp_path, target):
+    artifact, _ = write(backend, llama, tmp_path, target)
+    graph = onnx.load(artifact / "model.onnx", load_external_data=False).graph
+    table = "model.embed_tokens.weight_quantized"
+    users = [node.op_type for node in graph.node if table in node.input]
+    assert sorted(users) == ["GatherBlockQuantized", "MatMulNBits"]
+
+
 def test_generation_with_the_cache_is_generation_without(llama, backend, another, tmp_path, target):
     cached, _ = write(backend, llama, tmp_path / "cached", target)
     plain, _ = write(another, llama, tmp_path / "plain", target, kv_cache="false")
