@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from qconv.errors import UsageError
+from qconv.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +46,8 @@ def plan(
 ) -> Plan:
     """Plan a conversion completely and write nothing.
 
-    model: HF directory, ``.safetensors`` file, ``.safetensors.index.json`` or ``.gguf`` file;
-        quantized ones are decoded where a plugin can
+    model: HF directory, ``.safetensors`` file, ``.safetensors.index.json``, ``.gguf`` or ``.onnx``
+        file; quantized checkpoints are decoded where a plugin can
     to: targets such as ``gguf:q4_k_m``; case, ``_`` and ``-`` in the format do not count
     out: directory for the artifacts
     method: a chain of steps such as ``awq,gptq``, options after their step: ``gptq,damp=0.05``
@@ -255,6 +255,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
     from qconv.planning import build_plan, check_fallbacks, chosen_threads, source_facts
 
     host, request, chain = chosen.host, chosen.request, chosen.chain
+    _refuse_kind(chosen, checkpoint, model)
     threads = chosen_threads(request.threads)
     specs: list[MethodSpec | BackendSpec] = [step.spec for step in chain.steps]
     specs += [target.backend for target, _ in chosen.targets]
@@ -282,6 +283,23 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
     check_fallbacks(made, request.max_fallback)
     check_outputs(made.out, made.targets, made.source, force=request.force)
     return made
+
+
+def _refuse_kind(chosen: _Chosen, checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse a source of a kind that a target's backend does not plan from.
+
+    Raises:
+        Unsupported: it is such a one.
+    """
+    kind = checkpoint.model.kind
+    for target, _ in chosen.targets:
+        if kind not in target.backend.reads:
+            could = [spec.name for spec in chosen.host.backends if kind in spec.reads]
+            raise Unsupported(
+                f"{path}: {target.label} cannot be made from a source of kind {kind!r}; what can: "
+                f"{', '.join(f'{name}:...' for name in could) or 'nothing'}; or convert the "
+                "checkpoint that it was made from"
+            )
 
 
 def _plan_calibration(chosen: _Chosen, checkpoint: Checkpoint) -> CalibrationPlan | None:

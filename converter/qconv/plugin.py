@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "API_VERSION",
     "Action",
+    "Arrangement",
     "ArtifactFinished",
     "ArtifactReader",
     "Backend",
@@ -93,6 +94,14 @@ API_VERSION = 1
 hookspec = pluggy.HookspecMarker("qconv")
 hookimpl = pluggy.HookimplMarker("qconv")
 
+#: The container of a source.
+Kind = Literal["safetensors", "gguf", "onnx"]
+
+#: How a source tensor becomes the rows and columns of an artifact's. ``rows``: all dimensions but
+#: the last are rows; ``transposed``: the columns of these are rows, as of a weight stored
+#: ``(in, out)``; ``flat``: all dimensions but the first are columns, as of a convolution's weight.
+Arrangement = Literal["rows", "transposed", "flat"]
+
 #: What happens to a tensor. ``fuse`` joins several sources into one; ``generate`` has no source.
 Action = Literal["quantize", "copy", "cast", "fuse", "generate"]
 
@@ -131,10 +140,12 @@ class ModelInfo:
     name: short name, the directory's or file's stem; the base of artifact names
     config: ``config.json`` (empty for a GGUF source)
     files: small companion files by file name (``tokenizer.json``, ``generation_config.json``, ...)
-    metadata: the container's own key-value pairs; for GGUF :class:`qconv.checkpoint.GgufValue`
+    metadata: the container's own key-value pairs; for GGUF :class:`qconv.checkpoint.GgufValue`; for
+        ONNX ``graph``: the serialized ModelProto, in which the tensors lie in a file that does not
+        exist
     """
 
-    kind: Literal["safetensors", "gguf"]
+    kind: Kind
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
@@ -192,6 +203,7 @@ class TensorPlan:
     fallback_from: the type the format would have used, had the shape allowed it
     activation: how the runtime quantizes this weight's input; None when it does not
     row_order: None keeps the rows as they come
+    arrangement: of the source; other than ``rows`` it must be the only one, in no other order
     values: row-major values of a generated tensor
     """
 
@@ -206,6 +218,7 @@ class TensorPlan:
     fallback_from: str | None = None
     activation: ActivationGrid | None = None
     row_order: RowOrder | None = None
+    arrangement: Arrangement = "rows"
     values: tuple[float, ...] | None = None
 
 
@@ -513,12 +526,16 @@ class FormatSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSpec:
-    """A backend a plugin offers; ``load`` imports and returns its class, called with nothing."""
+    """A backend a plugin offers; ``load`` imports and returns its class, called with nothing.
+
+    reads: kinds of sources that it plans from
+    """
 
     name: str
     summary: str
     formats: tuple[FormatSpec, ...]
     options: tuple[OptionSpec, ...] = ()
+    reads: tuple[Kind, ...] = ("safetensors", "gguf")
     load: Callable[[], Callable[[], Backend]]
     api_version: int
 

@@ -59,6 +59,7 @@ def qconv_backends() -> Iterator[BackendSpec]:
         summary="ONNX graphs for onnxruntime, optimum and transformers.js",
         formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
         options=_OPTIONS,
+        reads=("safetensors", "gguf", "onnx"),
         load=_load,
         api_version=1,
     )

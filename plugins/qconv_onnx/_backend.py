@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from ._options import read_scheme
 from ._parts import pack
 from ._planner import PlannedTensor, plan
 from ._skeleton import is_decoder
+from ._source import source_graph
+from ._source_plan import plan_source
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from ._export import Exported
     from ._options import Scheme
+    from ._source import SourceGraph
 
 #: Companions that say how a source was split or quantized.
 _STALE = frozenset({"model.safetensors.index.json", "recipe.yaml"})
@@ -41,6 +45,7 @@ class OnnxBackend:
 
     def __init__(self) -> None:
         self._known: dict[str, Exported] = {}
+        self._sources: dict[str, SourceGraph] = {}
 
     def plan_tensors(self, request: PlanRequest) -> TensorPlans:
         """Export the graph; put the linear weights of its blocks on the format's grid.
@@ -51,17 +56,27 @@ class OnnxBackend:
             Unsupported: the architecture or format cannot be written.
             UnsupportedGrid: the groups do not divide a weight's columns.
         """
-        scheme = read_scheme(request, is_decoder=is_decoder(request.model))
-        return plan(request, scheme, self._exported(request.model, scheme))
+        model = request.model
+        if model.kind == "onnx":
+            graph = self._source(model)
+            return plan_source(request, read_scheme(request, is_decoder=graph.is_decoder), graph)
+        scheme = read_scheme(request, is_decoder=is_decoder(model))
+        return plan(request, scheme, self._exported(model, scheme))
 
     def layout(self, request: PlanRequest, plans: TensorPlans) -> Layout:
         """A folder ``<model>-ONNX-<FORMAT>``."""
-        scheme = read_scheme(request, is_decoder=is_decoder(request.model))
         model = request.model
+        graph: Exported
+        if model.kind == "onnx":
+            source = graph = self._source(model)
+            scheme = read_scheme(request, is_decoder=source.is_decoder)
+        else:
+            scheme = read_scheme(request, is_decoder=is_decoder(model))
+            graph = self._exported(model, scheme)
         folder = f"{_stem(model)}-ONNX-{scheme.format.upper()}"
         companions = sorted(each for each in model.files.items() if each[0] not in _STALE)
         tensors = [_planned(each) for each in plans.tensors]
-        return lay_out(folder, scheme, self._exported(model, scheme), tensors, companions)
+        return lay_out(folder, scheme, graph, tensors, companions)
 
     def encode(
         self, plan: TensorPlan, value: QuantTensor | torch.Tensor
@@ -99,6 +114,13 @@ class OnnxBackend:
         if key not in self._known:
             self._known[key] = export_graph(model, dtype=scheme.dtype, kv_cache=scheme.kv_cache)
         return self._known[key]
+
+    def _source(self, model: ModelInfo) -> SourceGraph:
+        """The graph that the source is."""
+        key = hashlib.sha256(model.metadata["graph"]).hexdigest()
+        if key not in self._sources:
+            self._sources[key] = source_graph(model)
+        return self._sources[key]
 
 
 def _stem(model: ModelInfo) -> str:

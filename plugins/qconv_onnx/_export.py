@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import BrokenPlugin, Unsupported
 
-from ._places import Lookup, Product, find_places
+from ._places import Lookup, Product, arrangement_of, find_places
 from ._signature import ALL, NEW, PAST, signature_of
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from qconv.plugin import Dropped, ModelInfo
+    from qconv.plugin import Arrangement, Dropped, ModelInfo
 
     from ._signature import Signature
     from ._skeleton import Skeleton
@@ -41,7 +41,8 @@ class Exported:
 
     graph: the serialized ModelProto; its weights are external, at no particular offset
     weights: the source tensors it uses, which its initializers are called after
-    products: of these, weights that it multiplies by and does nothing else with
+    products: of these, weights that it multiplies by and does nothing else with, and how each
+        becomes (out, in)
     embedding, head: of these, the token embedding and the output projection, which may be one;
         None: there is none, or the graph does something else with it
     dropped: source tensors it does not use, by a rule
@@ -49,7 +50,7 @@ class Exported:
 
     graph: bytes
     weights: tuple[str, ...]
-    products: frozenset[str]
+    products: Mapping[str, Arrangement]
     embedding: str | None
     head: str | None
     dropped: tuple[Dropped, ...]
@@ -85,11 +86,16 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
 
 def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
     """Products, embedding and head of :class:`Exported`."""
-    kinds = {name: {type(place) for place in places} for name, places in find_places(model).items()}
+    found = find_places(model)
+    kinds = {name: {type(place) for place in places} for name, places in found.items()}
     embedding = skeleton.embedding
     head = skeleton.head
     return {
-        "products": frozenset(name for name, found in kinds.items() if found == {Product}),
+        "products": {
+            name: arrangement_of(places)
+            for name, places in found.items()
+            if kinds[name] == {Product}
+        },
         "embedding": embedding if Lookup in kinds.get(embedding or "", ()) else None,
         "head": head if Product in kinds.get(head or "", ()) else None,
     }

@@ -7,6 +7,8 @@ uint8 with zero-point 128, as onnxruntime's fast integer kernels want them; the 
 of a symmetric grid.
 static: as integer, but on scales known beforehand: QuantizeLinear and DequantizeLinear around the
 input, each product with a pair of its own, or onnxruntime fuses one of those that share it only
+channel: DequantizeLinear by output channel before the MatMul
+conv: the same before a Conv
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._places import Lookup
+from ._places import Convolution, Lookup
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from ._places import Place
 
 _MICROSOFT = "com.microsoft"
+
+#: The opset from which on ReduceMax takes its axes as an input.
+_AXES_AS_INPUT = 18
 
 #: As ``ActivationGrid`` has it: no scale of an input is below the smallest normal float32.
 _SMALLEST = 2.0**-126
@@ -79,13 +84,30 @@ class Rewriter:
         """What takes the place, its last node giving the result."""
         if isinstance(place, Lookup):
             return self._rows(stored, place.x, out)
+        if isinstance(place, Convolution):
+            return self._convolution(stored, place.nodes[-1], out)
         multiply = {
             "nbits": self._nbits,
             "blocked": self._blocked,
             "integer": self._integer,
             "static": self._static,
+            "channel": self._channel,
         }
-        return multiply[stored.operator](stored, place.x, out)
+        if place.bias is None:
+            return multiply[stored.operator](stored, place.x, out)
+        nodes = multiply[stored.operator](stored, place.x, f"{out}_without_bias")
+        return [*nodes, _node("Add", [nodes[-1].outputs[0], place.bias], out)]
+
+    def _convolution(self, stored: Stored, old: ir.Node, out: str) -> list[ir.Node]:
+        codes, scale = stored.parts
+        decoded = _node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 0})
+        x, _, *bias = old.inputs
+        attributes = {name: attribute.value for name, attribute in old.attributes.items()}
+        return [decoded, _node("Conv", [x, decoded.outputs[0], *bias], out, attributes)]
+
+    def _channel(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        decoded = _node("DequantizeLinear", stored.parts, f"{out}_weight", {"axis": 1})
+        return [decoded, _node("MatMul", [x, decoded.outputs[0]], out)]
 
     def _nbits(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         self.model.graph.opset_imports[_MICROSOFT] = 1
@@ -171,8 +193,7 @@ class Rewriter:
             return nodes[-1].outputs[0]
 
         number = ir.DataType.FLOAT
-        last = self._constant("qconv_last_axis", [-1], ir.DataType.INT64)
-        magnitude = add("ReduceMax", [add("Abs", [x], "abs"), last], "abs_max", keepdims=1)
+        magnitude = self._abs_max(x, nodes)
         steps = add("Div", [magnitude, self._constant("qconv_127", 127.0, number)], "step")
         smallest = self._constant("qconv_smallest", _SMALLEST, number)
         scale = add("Max", [steps, smallest], "scale")
@@ -181,6 +202,20 @@ class Rewriter:
         codes = add("Cast", [shifted], "codes", to=ir.DataType.UINT8.value)
         self._insert_after(x, nodes)
         return codes, scale
+
+    def _abs_max(self, x: ir.Value, nodes: list[ir.Node]) -> ir.Value:
+        """The largest magnitude of each token; before opset 18 its axis is an attribute."""
+        import onnx_ir as ir
+
+        nodes.append(_node("Abs", [x], f"{x.name}_abs"))
+        inputs = [nodes[-1].outputs[0]]
+        attributes: dict[str, Any] = {"keepdims": 1}
+        if (self.model.graph.opset_imports.get("") or 0) >= _AXES_AS_INPUT:
+            inputs.append(self._constant("qconv_last_axis", [-1], ir.DataType.INT64))
+        else:
+            attributes["axes"] = [-1]
+        nodes.append(_node("ReduceMax", inputs, f"{x.name}_abs_max", attributes))
+        return nodes[-1].outputs[0]
 
     def _insert_after(self, x: ir.Value, nodes: list[ir.Node]) -> None:
         producer = x.producer()
@@ -207,7 +242,7 @@ def _node(
     operator: str,
     inputs: Sequence[Any],
     output: str,
-    attributes: Mapping[str, int | None] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     *,
     domain: str = "",
 ) -> ir.Node:

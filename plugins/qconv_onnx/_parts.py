@@ -28,7 +28,13 @@ CODES, SCALE, ZERO_POINT = "_quantized", "_scale", "_zero_point"
 INPUT_SCALE = "_input_scale"
 
 #: Bits of one value, by ONNX's name of the type.
-_BITS = {"FLOAT": 32, "FLOAT16": 16, "INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4}
+_BITS = {
+    **dict.fromkeys(("DOUBLE", "INT64", "UINT64"), 64),
+    **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
+    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16),
+    **dict.fromkeys(("BOOL", "INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT8E5M2"), 8),
+    **dict.fromkeys(("INT4", "UINT4"), 4),
+}
 
 #: ONNX's name of a type, by torch's.
 TYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
@@ -107,7 +113,9 @@ def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
             f"plugin author: grid {value.grid.name} came to onnx, which stores uniform grids"
         )
     scale = _array(value.parameters["scale"])
-    if operator == "integer":
+    if operator == "conv":
+        return [_array(value.codes), scale[:, 0]]
+    if operator in {"integer", "channel"}:
         return [_array(value.codes.T), scale[:, 0]]
     if operator == "static":
         return [_array(value.codes.T), scale[:, 0], _array(value.activation_parameters["scale"])]

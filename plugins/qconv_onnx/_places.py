@@ -1,23 +1,37 @@
-"""Where the graph uses a weight: it multiplies by it, or looks up rows of it."""
+"""Where the graph uses a weight: it multiplies by it, convolves with it, or looks up rows of it.
+
+Torch's exporter transposes a linear layer's weight, (out, in), before a MatMul; other exporters,
+and GPT-2, have it (in, out); a Gemm takes either, and adds a bias.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from qconv.plugin import Arrangement
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """The graph multiplies by a weight, (out, in), transposed.
+    """The graph multiplies by a weight.
 
     nodes: what does it, to be replaced; the last one gives ``out``
+    arrangement: ``rows`` of a weight that is (out, in), ``transposed`` of one that is (in, out)
     """
 
     nodes: tuple[ir.Node, ...]
+    arrangement: Arrangement = "rows"
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """What is added to the product, as the graph is now; None: nothing."""
+        node = self.nodes[-1]
+        return node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
 
     @property
     def x(self) -> ir.Value:
@@ -50,33 +64,113 @@ class Lookup:
         return self.nodes[-1].outputs[0]
 
 
-Place = Product | Lookup
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    """The graph convolves with a weight, (out, in, sizes of the kernel).
+
+    nodes: the one that does it, to be replaced
+    """
+
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def x(self) -> ir.Value:
+        """What is convolved, as the graph is now."""
+        return _input(self.nodes[-1], 0)
+
+    @property
+    def out(self) -> ir.Value:
+        """The result."""
+        return self.nodes[-1].outputs[0]
+
+
+Place = Product | Lookup | Convolution
 
 
 def find_places(model: ir.Model) -> Mapping[str, tuple[Place, ...]]:
     """All places where a weight is used, by its name; of weights that have other uses, none."""
     found: dict[str, tuple[Place, ...]] = {}
     for name, weight in model.graph.initializers.items():
-        if weight.shape is None or len(weight.shape) != 2 or weight.is_graph_output():
+        if weight.is_graph_output() or len(sizes_of(weight)) < 2:
             continue
         places = [_place(weight, use.node) for use in weight.uses()]
         known = [each for each in places if each is not None]
-        if known and len(known) == len(places):
+        alike = len({arrangement_of([each]) for each in known}) == 1
+        if known and len(known) == len(places) and alike and _at_top(model, known):
             found[name] = tuple(known)
     return found
 
 
+def sizes_of(weight: ir.Value) -> tuple[int, ...]:
+    """The shape of an initializer; empty where it is not known."""
+    shape = weight.shape
+    return tuple(shape.numpy()) if shape is not None and shape.is_static() else ()
+
+
+def arrangement_of(places: Sequence[Place]) -> Arrangement:
+    """How a weight that is used so becomes (out, in)."""
+    for place in places:
+        if isinstance(place, Convolution):
+            return "flat"
+        if isinstance(place, Product):
+            return place.arrangement
+    return "rows"
+
+
+def _at_top(model: ir.Model, places: Sequence[Place]) -> bool:
+    """No place is in a graph within a node, whose names are not those of the main one."""
+    return all(node.graph is model.graph for place in places for node in place.nodes)
+
+
 def _place(weight: ir.Value, node: ir.Node) -> Place | None:
-    if node.op_type == "Transpose":
-        product = _only_user(node.outputs[0])
-        if product is None or product.op_type != "MatMul":
-            return None
-        left, right = product.inputs
-        return Product(nodes=(node, product)) if left is not right is node.outputs[0] else None
+    dimensions = len(sizes_of(weight))
+    if node.domain not in {"", "ai.onnx"}:
+        return None
+    if node.op_type == "Conv" and dimensions > 2 and node.inputs[1] is weight:
+        return Convolution(nodes=(node,))
+    if dimensions != 2:
+        return None
     if node.op_type == "Gather" and node.inputs[0] is weight:
         axis = node.attributes.get("axis")
         return Lookup(nodes=(node,)) if axis is None or axis.as_int() == 0 else None
-    return None
+    if not _turns(node):
+        return _product((node,), weight, turned=False)
+    product = _only_user(node.outputs[0])
+    return None if product is None else _product((node, product), node.outputs[0], turned=True)
+
+
+def _turns(node: ir.Node) -> bool:
+    """The node swaps the dimensions of a matrix."""
+    perm = node.attributes.get("perm")
+    return node.op_type == "Transpose" and (perm is None or list(perm.as_ints()) == [1, 0])
+
+
+def _product(nodes: tuple[ir.Node, ...], weight: ir.Value, *, turned: bool) -> Product | None:
+    """The last node as a product by ``weight``, which may be the transposed one."""
+    node = nodes[-1]
+    if node.op_type not in {"MatMul", "Gemm"} or node.domain not in {"", "ai.onnx"}:
+        return None
+    left, right = node.inputs[:2]
+    if left is None or left is right or right is not weight:
+        return None
+    if left.shape is not None and len(left.shape) < 2:
+        return None
+    flipped = node.op_type == "Gemm" and _whole(node, "transB") == 1
+    if node.op_type == "Gemm" and not _is_plain(node):
+        return None
+    return Product(nodes=nodes, arrangement="rows" if flipped != turned else "transposed")
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    """The Gemm is ``x W + bias``: its input is not transposed, and nothing is scaled."""
+    factors = [gemm.attributes.get(name) for name in ("alpha", "beta")]
+    scaled = any(factor is not None and factor.as_float() != 1 for factor in factors)
+    return not scaled and _whole(gemm, "transA") == 0
+
+
+def _whole(node: ir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return 0 if attribute is None else attribute.as_int()
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:

@@ -13,6 +13,7 @@ from ._parts import TYPES, Part, float_parts, quantized_parts
 
 if TYPE_CHECKING:
     from qconv.grids import ActivationGrid, UniformGrid
+    from qconv.plugin import Arrangement
 
     from ._export import Exported
     from ._options import Operator, Scheme
@@ -49,6 +50,7 @@ class _Treatment:
     reason: str
     operator: Operator | None = None
     grid: UniformGrid | None = None
+    arrangement: Arrangement = "rows"
     may_stay: bool = False
 
 
@@ -68,8 +70,7 @@ def plan(request: PlanRequest, scheme: Scheme, graph: Exported) -> TensorPlans:
     if scheme.operator and not any(_in_block(each.name) for each in tensors if each.grid):
         raise Unsupported(
             f"onnx:{scheme.format}: no linear weight of a block was found among {len(tensors)} "
-            "tensors, so there is nothing to quantize (stacked experts and transposed weights "
-            "are not); use onnx:fp32"
+            "tensors, so there is nothing to quantize (stacked experts are not); use onnx:fp32"
         )
     return TensorPlans(tensors=tuple(tensors), dropped=graph.dropped)
 
@@ -88,7 +89,10 @@ def _treatment(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
         return _Treatment(reason="not the weight of a MatMul in the graph")
     why = f"; {scheme.why}" if scheme.why else ""
     return _Treatment(
-        reason=f"a linear of a block{why}", operator=scheme.operator, grid=_grid(scheme)
+        reason=f"a linear of a block{why}",
+        operator=scheme.operator,
+        grid=_grid(scheme),
+        arrangement=graph.products[name],
     )
 
 
@@ -137,7 +141,8 @@ def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTen
     operator, grid = chosen.operator, chosen.grid
     if operator is None or grid is None:
         return _float(scheme, info, chosen.reason)
-    shape = (info.shape[0], info.shape[1])
+    flipped = chosen.arrangement == "transposed"
+    shape = (info.shape[1], info.shape[0]) if flipped else (info.shape[0], info.shape[1])
     try:
         grid.check_shape(shape, info.name)
     except UnsupportedGrid:
@@ -148,18 +153,19 @@ def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTen
     return PlannedTensor(
         name=info.name,
         sources=(info.name,),
-        shape=info.shape,
+        shape=shape,
         action="quantize",
         storage=grid.name,
         grid=grid,
         reason=chosen.reason,
-        activation=_activation(operator),
+        activation=activation_of(operator),
+        arrangement=chosen.arrangement,
         operator=operator,
         parts=quantized_parts(operator, shape, grid),
     )
 
 
-def _activation(operator: Operator) -> ActivationGrid | None:
+def activation_of(operator: Operator) -> ActivationGrid | None:
     """8 bits, symmetric: by token as it goes, or by tensor, stated beforehand."""
     from qconv.grids import ActivationGrid
 

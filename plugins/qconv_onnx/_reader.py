@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,19 +22,30 @@ if TYPE_CHECKING:
 _GRAPH = "model.onnx"
 _SUFFIX, _INPUT_SCALE = "_quantized", "_input_scale"
 
+#: The checkpoint's names of types, by TensorProto.DataType.
+_TYPES = dict(
+    enumerate(
+        [
+            *("unknown", "F32", "U8", "I8", "U16", "I16", "I32", "I64", "unknown", "BOOL", "F16"),
+            *("F64", "U32", "U64", "unknown", "unknown", "BF16", "F8_E4M3", "unknown", "F8_E5M2"),
+        ]
+    )
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Weight:
     """A quantized weight as the graph computes with it.
 
-    kind: ``blocks`` of a row, (out, blocks, bytes); ``blocked`` or by ``channel``, (in, out)
+    kind: ``blocks`` of a row, (out, blocks, bytes); ``blocked`` or by ``channel``, (in, out); of a
+        ``kernel``, (out, in, sizes)
     bits: of a code
     block: columns per scale
     scale: initializer of the scales
     zero_point: initializer of the zero-points; None: there are none
     """
 
-    kind: Literal["blocks", "blocked", "channel"]
+    kind: Literal["blocks", "blocked", "channel", "kernel"]
     bits: int
     block: int
     codes: str
@@ -114,8 +126,11 @@ class OnnxReader:
     def _decoded(self, node: onnx.NodeProto) -> _Weight:
         names = list(node.input)
         zero = names[2] if len(names) > 2 and names[2] else None
+        facts = _attributes(node)
+        block = facts.get("block_size", 0)
+        if facts.get("axis") == 0 and not block:
+            return self._kernel(node)
         columns, rows = self._shape(node, names[0])
-        block = _attributes(node).get("block_size", 0)
         return self._weight(
             node,
             (names[0], names[1]),
@@ -125,6 +140,13 @@ class OnnxReader:
             bits=4 if block else 8,
             block=block or columns,
         )
+
+    def _kernel(self, node: onnx.NodeProto) -> _Weight:
+        """A convolution's weight: all but the first dimension are columns."""
+        rows, *others = self._shape(node, node.input[0])
+        columns = prod(others)
+        parts = (node.input[0], node.input[1])
+        return self._weight(node, parts, None, (rows, columns), "kernel", bits=8, block=columns)
 
     def _integer(self, node: onnx.NodeProto) -> _Weight:
         columns, rows = self._shape(node, node.input[1])
@@ -167,7 +189,7 @@ class OnnxReader:
         parts: tuple[str, str],
         zero: str | None,
         shape: tuple[int, int],
-        kind: Literal["blocks", "blocked", "channel"],
+        kind: Literal["blocks", "blocked", "channel", "kernel"],
         *,
         bits: int,
         block: int,
@@ -178,7 +200,7 @@ class OnnxReader:
             raise self._foreign(node, (missing or [codes])[0])
         nbytes = sum(self._nbytes(each) for each in (codes, scale, zero) if each)
         grid = f"{'int' if zero is None else 'uint'}{bits}_"
-        grid += "channel" if kind == "channel" else f"g{block}"
+        grid += "channel" if kind in {"channel", "kernel"} else f"g{block}"
         info = TensorInfo(name=codes.removesuffix(_SUFFIX), shape=shape, dtype=grid, nbytes=nbytes)
         return _Weight(
             kind=kind, bits=bits, block=block, codes=codes, scale=scale, zero_point=zero, info=info
@@ -194,7 +216,7 @@ class OnnxReader:
                     TensorInfo(
                         name=name,
                         shape=tuple(tensor.dims),
-                        dtype={1: "F32", 10: "F16"}[tensor.data_type],
+                        dtype=_TYPES.get(tensor.data_type, "unknown"),
                         nbytes=self._nbytes(name),
                     )
                 )
@@ -206,6 +228,9 @@ class OnnxReader:
             return self._decode_blocks(weight)
         codes = self._array(weight.codes).astype("float32")
         scale = self._array(weight.scale)
+        if weight.kind == "kernel":
+            by_row: np.ndarray[Any, Any] = scale[:, None] * codes.reshape(weight.info.shape)
+            return by_row
         if weight.kind == "blocked":
             scale = scale.repeat(weight.block, axis=0)
             if weight.zero_point:

@@ -50,7 +50,7 @@ def test_pickle_is_never_read(tmp_path: Path, name: str) -> None:
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, "holds no .safetensors and no .gguf file")
+    refused(tmp_path, "holds no .safetensors, no .gguf and no .onnx file")
 
 
 def test_a_missing_config_is_told_with_its_place(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from qconv.grids import UniformGrid
 from qconv.plugin import ModelInfo, PlanRequest, TensorInfo
 from qconv.tensors import QuantTensor
 from qconv_onnx._backend import OnnxBackend
+from qconv_onnx._export import export_graph
+from qconv_onnx._options import read_scheme
+from qconv_onnx._planner import plan as plan_tensors
 from qconv_onnx._reader import OnnxReader
 
 
@@ -238,14 +241,12 @@ def test_a_transcoding_is_refused(backend, model):
         backend.plan_tensors(request)
 
 
-def test_a_model_without_linears_of_blocks_has_nothing_to_quantize(tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=160, n_positions=64)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    model, _ = read_model(tmp_path / "gpt2")
+def test_a_model_without_linears_of_blocks_has_nothing_to_quantize(model):
+    request = PlanRequest(model=model, format="w8")
+    scheme = read_scheme(request, is_decoder=True)
+    graph = export_graph(model, dtype="float32", kv_cache=True)
     with pytest.raises(Unsupported, match="no linear weight of a block was found among"):
-        _plan(OnnxBackend(), model, "w8")
+        plan_tensors(request, scheme, replace(graph, products={}))
 
 
 def test_an_unknown_architecture_is_named(backend, model):

@@ -16,12 +16,14 @@ from qconv.errors import UnreadableInput
 _SAFETENSORS = ".safetensors"
 _INDEX = ".safetensors.index.json"
 _GGUF = ".gguf"
+_ONNX = ".onnx"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 _ACCEPTED = (
-    "pass a Hugging Face directory, a .safetensors file, a .safetensors.index.json, or a .gguf file"
+    "pass a Hugging Face directory, a .safetensors file, a .safetensors.index.json, a .gguf or an "
+    ".onnx file"
 )
 
 
@@ -34,7 +36,7 @@ class Source:
     index: shard file name by tensor name, when there is an index
     """
 
-    kind: Literal["safetensors", "gguf"]
+    kind: Literal["safetensors", "gguf", "onnx"]
     name: str
     directory: Path | None
     weights: tuple[Path, ...]
@@ -61,6 +63,8 @@ def locate(path: Path, *, whole: bool) -> Source:
         return _indexed(path.parent, path.name)
     if path.suffix == _GGUF:
         return _gguf(path, path)
+    if path.suffix == _ONNX:
+        return _onnx(path, path)
     if path.suffix == _SAFETENSORS:
         return _single(path, whole=whole)
     if path.suffix in _PICKLES:
@@ -83,6 +87,10 @@ def _in_directory(directory: Path) -> Source:
     if indices:
         return _indexed(directory, _choose(directory, indices, "model" + _INDEX))
     if not weights:
+        graphs = [name for name in present if name.endswith(_ONNX)]
+        if graphs:
+            chosen = _choose(directory, graphs, "model" + _ONNX)
+            return _onnx(directory / chosen, member(directory, chosen))
         raise UnreadableInput(f"{directory}: {_nothing_there(present)}")
     chosen = _whole_file(directory, weights)
     return Source(
@@ -154,6 +162,13 @@ def _gguf(path: Path, first: Path) -> Source:
     return Source(kind="gguf", name=stem, directory=None, weights=weights)
 
 
+def _onnx(path: Path, file: Path) -> Source:
+    """A graph; the file that most exporters call ``model.onnx`` is named after its directory."""
+    directory = path.parent
+    name = _directory_name(directory) if path.stem == "model" else path.stem
+    return Source(kind="onnx", name=name, directory=directory, weights=(file,))
+
+
 def _one_gguf(directory: Path, found: list[str]) -> str:
     if len(found) == 1:
         return found[0]
@@ -191,7 +206,7 @@ def _nothing_there(found: list[str]) -> str:
     pickles = [name for name in found if Path(name).suffix in _PICKLES]
     if pickles:
         return f"holds only {_listed(pickles)}: {_no_pickle()}"
-    return f"holds no .safetensors and no .gguf file; {_ACCEPTED}"
+    return f"holds no .safetensors, no .gguf and no .onnx file; {_ACCEPTED}"
 
 
 def _no_pickle() -> str:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qconv.checkpoint._directory import read_companions
+from qconv.checkpoint._directory import member, read_companions
 from qconv.checkpoint._faults import shown
 from qconv.checkpoint._files import FileCheckpoint, OpenedFile
 from qconv.checkpoint._gguf_header import parse_gguf
 from qconv.checkpoint._locate import Source, locate
 from qconv.checkpoint._mapped import MappedFile
+from qconv.checkpoint._onnx_header import parse_onnx
 from qconv.checkpoint._safetensors import parse_safetensors
 from qconv.checkpoint._strict_json import parse_object
 from qconv.errors import UnreadableInput
@@ -35,7 +36,7 @@ class _Weights:
 
 
 def open_checkpoint(path: str | Path, *, require_config: bool = True) -> FileCheckpoint:
-    """Open a Hugging Face directory, a safetensors file or index, or a GGUF file.
+    """Open a Hugging Face directory, a safetensors file or index, a GGUF file, or an ONNX graph.
 
     Only headers and the small companion files are read. GGUF shards open from the first one.
 
@@ -48,7 +49,8 @@ def open_checkpoint(path: str | Path, *, require_config: bool = True) -> FileChe
     companions = {} if source.directory is None else read_companions(source.directory)
     config = _config(source, companions, require_config=require_config)
     with contextlib.ExitStack() as opened:
-        weights = _gguf(source, opened) if source.kind == "gguf" else _safetensors(source, opened)
+        read = {"gguf": _gguf, "onnx": _onnx, "safetensors": _safetensors}[source.kind]
+        weights = read(source, opened)
         if not weights.tensors:
             raise UnreadableInput(f"{path}: holds no tensors; check that this is the model's file")
         model = ModelInfo(
@@ -77,7 +79,7 @@ def _config(
     path = source.directory / "config.json"
     if "config.json" in companions:
         return parse_object(companions["config.json"], str(path))
-    if not require_config:
+    if not require_config or source.kind == "onnx":
         return {}
     raise UnreadableInput(
         f"{path}: not found, but safetensors need a config.json beside them; "
@@ -152,6 +154,23 @@ def _gguf(source: Source, opened: contextlib.ExitStack) -> _Weights:
     # The checkpoint is whole again; the keys of the split would mislead whoever copies metadata.
     metadata = {key: value for key, value in first.items() if not key.startswith("split.")}
     return _Weights(tuple(files), tensors, metadata)
+
+
+def _onnx(source: Source, opened: contextlib.ExitStack) -> _Weights:
+    """A graph and the files beside it that its weights lie in."""
+    beside: dict[str, MappedFile] = {}
+
+    def external(name: str) -> MappedFile:
+        if name not in beside:
+            beside[name] = MappedFile(member(source.directory or Path(), name))
+            opened.callback(beside[name].close)
+        return beside[name]
+
+    (file,) = _mapped(source, opened)
+    header = parse_onnx(file, external)
+    files = [OpenedFile(file, header.graph), *(OpenedFile(each, b"") for each in beside.values())]
+    tensors = {tensor.info.name: tensor for tensor in header.tensors}
+    return _Weights(tuple(files), tensors, {"graph": header.graph})
 
 
 def _check_split(path: Path, metadata: Mapping[str, GgufValue], number: int, count: int) -> None:

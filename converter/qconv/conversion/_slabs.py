@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from qconv.planning import matrix_shape
+from qconv.conversion._arranged import read_arranged
+from qconv.planning import arranged_shape, matrix_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from qconv.planning import TargetPlan
-    from qconv.plugin import ModelInfo, RowOrder, TensorPlan
+    from qconv.plugin import Arrangement, ModelInfo, RowOrder, TensorPlan
 
     Read = Callable[[str, int, int], torch.Tensor]
 
@@ -30,6 +31,7 @@ class Job:
 
     sources: name and row count of each source, whose rows follow one another
     uses: target index and that target's plan of the tensor
+    arrangement: of the source; ``source_rows`` are its rows as it is stored
     """
 
     sources: tuple[tuple[str, int], ...]
@@ -37,6 +39,8 @@ class Job:
     rows: int
     columns: int
     uses: tuple[tuple[int, TensorPlan], ...]
+    arrangement: Arrangement = "rows"
+    source_rows: int = 0
 
     def slabs(self, weights: int, together: int = 1) -> Iterator[tuple[int, int]]:
         """Row ranges of at most ``weights`` values each, in multiples of ``together`` rows."""
@@ -65,15 +69,19 @@ def make_jobs(model: ModelInfo, targets: Sequence[TargetPlan]) -> list[Job]:
     for uses in groups.values():
         first = uses[0][1]
         rows, columns = matrix_shape(first.shape)
+        shapes = [model.tensors[name].shape for name in first.sources]
         jobs.append(
             Job(
                 sources=tuple(
-                    (name, matrix_shape(model.tensors[name].shape)[0]) for name in first.sources
+                    (name, arranged_shape(shape, first.arrangement)[0])
+                    for name, shape in zip(first.sources, shapes, strict=True)
                 ),
                 order=first.row_order,
                 rows=rows,
                 columns=columns,
                 uses=tuple(uses),
+                arrangement=first.arrangement,
+                source_rows=sum(matrix_shape(shape)[0] for shape in shapes),
             )
         )
     return jobs
@@ -83,7 +91,7 @@ def _key(target: int, plan: TensorPlan) -> tuple[object, ...]:
     if not plan.sources:
         return ("generated", target, plan.name)
     order = tuple(plan.row_order.index) if plan.row_order else None
-    return (plan.sources, matrix_shape(plan.shape), order)
+    return (plan.sources, matrix_shape(plan.shape), order, plan.arrangement)
 
 
 def read_slab(job: Job, start: int, stop: int, read: Read) -> torch.Tensor:
@@ -93,6 +101,8 @@ def read_slab(job: Job, start: int, stop: int, read: Read) -> torch.Tensor:
     """
     import torch
 
+    if job.arrangement != "rows":
+        return read_arranged(job, start, stop, read)
     if job.order is None:
         parts = [read(name, low, high) for name, low, high in _split(job.sources, start, stop)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -152,8 +152,11 @@ def _refuse_non_finite(rows: Rows, plan: TensorPlan) -> None:
     if len(bad):
         row, column = (int(at) for at in bad[0])
         source, source_row = rows.job.origin(rows.start + row) or (plan.name, rows.start + row)
+        value = float(stored[row, column])
+        if rows.job.arrangement == "transposed":
+            source_row, column = column, source_row
         raise UnreadableInput(
             f"tensor {source!r} (for {plan.name!r}): row {source_row}, column {column} is "
-            f"{float(stored[row, column])}; a weight must be finite: the checkpoint is damaged, "
+            f"{value}; a weight must be finite: the checkpoint is damaged, "
             "download it again (qconv inspect lists every such tensor)"
         )

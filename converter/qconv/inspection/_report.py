@@ -55,7 +55,7 @@ class Inspection:
     """
 
     path: Path
-    kind: Literal["safetensors", "gguf"]
+    kind: Literal["safetensors", "gguf", "onnx"]
     architecture: str | None
     name: str
     parameters: int

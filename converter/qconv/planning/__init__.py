@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qconv.planning._borders import matrix_shape
+from qconv.planning._borders import arranged_shape, matrix_shape
 from qconv.planning._calibrated import CalibrationPlan, group_blocks, plan_calibration
 from qconv.planning._json import PlanJson
 from qconv.planning._needs import Needs, check_disk, chosen_threads, default_threads
@@ -23,6 +23,7 @@ __all__ = [
     "PlanJson",
     "SourceFacts",
     "TargetPlan",
+    "arranged_shape",
     "build_plan",
     "check_disk",
     "check_fallbacks",

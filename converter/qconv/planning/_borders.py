@@ -9,12 +9,30 @@ from typing import TYPE_CHECKING
 from qconv.errors import BrokenPlugin, UnsupportedGrid
 
 if TYPE_CHECKING:
-    from qconv.plugin import FilePlan, Layout, ModelInfo, Place, TensorPlan, TensorPlans
+    from qconv.plugin import (
+        Arrangement,
+        FilePlan,
+        Layout,
+        ModelInfo,
+        Place,
+        TensorPlan,
+        TensorPlans,
+    )
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """``(rows, columns)``: all dimensions but the last count as rows; a vector is one row."""
     return (prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+
+
+def arranged_shape(shape: tuple[int, ...], arrangement: Arrangement) -> tuple[int, int]:
+    """``(rows, columns)`` of a source tensor of that shape, as an artifact takes it."""
+    rows, columns = matrix_shape(shape)
+    if arrangement == "transposed":
+        return columns, rows
+    if arrangement == "flat":
+        return (shape[0], prod(shape[1:])) if shape else (1, 1)
+    return rows, columns
 
 
 def check_plans(label: str, model: ModelInfo, plans: TensorPlans) -> None:
@@ -49,7 +67,11 @@ def _check_kind(label: str, plan: TensorPlan) -> None:
 
 
 def _check_shape(label: str, model: ModelInfo, plan: TensorPlan, rows: int, columns: int) -> None:
-    shapes = [matrix_shape(model.tensors[source].shape) for source in plan.sources]
+    if plan.arrangement != "rows":
+        _check_arrangement(label, plan)
+    shapes = [
+        arranged_shape(model.tensors[source].shape, plan.arrangement) for source in plan.sources
+    ]
     whole = sum(shape[0] for shape in shapes)
     if any(shape[1] != columns for shape in shapes):
         raise BrokenPlugin(
@@ -68,6 +90,14 @@ def _check_shape(label: str, model: ModelInfo, plan: TensorPlan, rows: int, colu
         raise BrokenPlugin(
             f"plugin author: {label} tensor {plan.name!r}: row order names row "
             f"{max(plan.row_order.index)}, but the sources have {whole} rows"
+        )
+
+
+def _check_arrangement(label: str, plan: TensorPlan) -> None:
+    if len(plan.sources) > 1 or plan.row_order is not None or plan.dtype == "raw":
+        raise BrokenPlugin(
+            f"plugin author: {label} tensor {plan.name!r} is {plan.arrangement}, so it must have "
+            "one source, no row order, and not be copied raw"
         )
 
 

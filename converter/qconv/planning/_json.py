@@ -14,7 +14,7 @@ class SourceJson(TypedDict):
     """
 
     path: str
-    kind: Literal["safetensors", "gguf"]
+    kind: Literal["safetensors", "gguf", "onnx"]
     name: str
     tensors: int
     weights: int

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _PLAIN = SourceFacts()
 
+#: How often a transposed tensor may be read: a slab takes some of every row of its source.
+_READS = 8
+
 #: Where ModelOpt says how it quantized.
 _MODELOPT = "hf_quant_config.json"
 
@@ -350,7 +353,10 @@ def rows_apart(layout: Layout, plan: TensorPlan) -> int:
     placed = all(place.row_nbytes is not None for place in places)
     if not placed or (plan.grid is not None and not plan.grid.rows_independent):
         return rows
-    return min(rows, lcm(*(place.rows_together for place in places)))
+    apart = lcm(*(place.rows_together for place in places))
+    if plan.arrangement == "transposed":  # each slab reads all of the source
+        apart *= -(-rows // (apart * _READS))
+    return min(rows, apart)
 
 
 def _plan_warnings(targets: Sequence[TargetPlan]) -> Iterator[str]:

@@ -1,0 +1,203 @@
+"""An ONNX graph as a source: it is kept, and its products get quantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
+
+from ._export import Exported
+from ._places import Lookup, Product, arrangement_of, find_places, sizes_of
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from qconv.plugin import Dropped, ModelInfo
+
+#: Operators of graphs whose weights are quantized already.
+_QUANTIZED = frozenset(
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "GatherBlockQuantized",
+        "MatMulBnb4",
+        "MatMulInteger",
+        "MatMulNBits",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
+
+
+#: What may come between a head's product and the output, and how much of it.
+_LAST, _NEAR = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"}), 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceGraph(Exported):
+    """The graph of a source.
+
+    kernels: weights that it convolves with, and does nothing else, and their sizes
+    lookups: weights that it only takes rows of, or multiplies by as well
+    heads: products that are outputs, but for a bias and the like
+    opset: of the ONNX standard
+    is_decoder: it predicts tokens from keys and values of earlier ones
+    """
+
+    kernels: Mapping[str, tuple[int, ...]]
+    lookups: frozenset[str]
+    heads: frozenset[str]
+    opset: int
+    is_decoder: bool
+
+
+def source_graph(info: ModelInfo) -> SourceGraph:
+    """The graph of an ``.onnx`` source.
+
+    Raises:
+        BrokenPlugin: onnx is not installed.
+        UnreadableInput: it is no sound graph.
+        Unsupported: it is quantized already, or holds weights that are no initializers.
+    """
+    model = _parsed(info)
+    _refuse_quantized(info, model)
+    _refuse_hidden_weights(info, model)
+    used, unused = _split(model)
+    for name in unused:
+        model.graph.initializers.pop(name)
+    return SourceGraph(
+        graph=_serialized(model),
+        weights=tuple(name for name in info.tensors if name in used),
+        dropped=tuple(_dropped(name) for name in info.tensors if name not in used),
+        embedding=None,
+        head=None,
+        **_roles(model),
+        opset=model.graph.opset_imports.get("", 1),
+        is_decoder=any(str(each.name).startswith("past_key_values") for each in model.graph.inputs),
+    )
+
+
+def _roles(model: onnx_ir.Model) -> dict[str, Any]:
+    """What the graph does with its weights: the fields of :class:`SourceGraph`."""
+    found = find_places(model)
+    kinds = {name: {type(place) for place in places} for name, places in found.items()}
+    weights = model.graph.initializers
+    return {
+        "products": {
+            name: arrangement_of(places)
+            for name, places in found.items()
+            if kinds[name] == {Product}
+        },
+        "kernels": {
+            name: sizes_of(weights[name])
+            for name, places in found.items()
+            if arrangement_of(places) == "flat"
+        },
+        "lookups": frozenset(name for name in found if Lookup in kinds[name]),
+        "heads": frozenset(
+            name
+            for name, places in found.items()
+            if Product in kinds[name] and any(_is_head(place.out) for place in places)
+        ),
+    }
+
+
+def _is_head(value: onnx_ir.Value) -> bool:
+    """The value, or what a few operators make of it, is an output."""
+    for _ in range(_NEAR):
+        users = list(value.uses())
+        if value.is_graph_output():
+            return True
+        if len(users) != 1 or users[0].node.op_type not in _LAST:
+            return False
+        value = users[0].node.outputs[0]
+    return False
+
+
+def _parsed(info: ModelInfo) -> onnx_ir.Model:
+    try:
+        import onnx
+        import onnx_ir as ir
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise BrokenPlugin(
+            f"the onnx backend needs onnx and onnxscript, which cannot be imported: {error}; "
+            "pip install 'qconv[onnx]'"
+        ) from error
+    data: bytes = info.metadata["graph"]
+    try:
+        return ir.from_proto(onnx.load_model_from_string(data))
+    except (DecodeError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UnreadableInput(
+            f"{info.name}: not a sound ONNX graph: {error}; check it with onnx.checker, or get it "
+            "anew"
+        ) from error
+
+
+def _refuse_quantized(info: ModelInfo, model: onnx_ir.Model) -> None:
+    found = [node for node in model.graph.all_nodes() if node.op_type in _QUANTIZED]
+    if found:
+        raise Unsupported(
+            f"{info.name}: the graph is quantized already ({len(found)} nodes such as "
+            f"{found[0].op_type} {found[0].name!r}); quantize the float model it was made from"
+        )
+
+
+def _refuse_hidden_weights(info: ModelInfo, model: onnx_ir.Model) -> None:
+    """Values in other files that are no initializers of the main graph would be lost."""
+    import onnx_ir as ir
+
+    for name, tensor in _hidden(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            raise Unsupported(
+                f"{info.name}: {name!r} is no initializer of the main graph, and its values lie in "
+                "another file; save the model with its constants as initializers, for example "
+                "with onnxruntime's optimizer"
+            )
+
+
+def _hidden(model: onnx_ir.Model) -> Iterator[tuple[str, Any]]:
+    """Tensors in nodes, and initializers of graphs within nodes."""
+    for node in model.graph.all_nodes():
+        for name, attribute in node.attributes.items():
+            value = attribute.value
+            if attribute.type.name == "TENSOR":
+                yield f"{node.name} {name}", value
+            elif attribute.type.name == "GRAPH" and hasattr(value, "initializers"):
+                for inner in value.initializers.values():
+                    yield str(inner.name), inner.const_value
+
+
+def _split(model: onnx_ir.Model) -> tuple[set[str], list[str]]:
+    """Names of the initializers that are used, and of those that are not; none stays an input.
+
+    In graphs of IR version 3 and before, initializers are inputs, too, which callers may leave out.
+    """
+    graph = model.graph
+    used, unused = set(), []
+    for name, value in graph.initializers.items():
+        if value in graph.inputs:
+            graph.inputs.remove(value)
+        if value.uses() or value.is_graph_output():
+            used.add(name)
+        else:
+            unused.append(name)
+    return used, unused
+
+
+def _dropped(name: str) -> Dropped:
+    from qconv.plugin import Dropped
+
+    return Dropped(name=name, reason="nothing in the graph uses it")
+
+
+def _serialized(model: onnx_ir.Model) -> bytes:
+    import onnx_ir as ir
+
+    from ._export import IR_VERSION
+
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data

@@ -1,0 +1,242 @@
+"""The fate of every tensor of an ONNX source.
+
+Whatever its graph multiplies by is quantized; all else stays as it is, byte for byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from qconv.errors import Unsupported, UsageError
+from qconv.plugin import TensorPlans
+
+from ._parts import CODES, SCALE, Part, quantized_parts
+from ._planner import PlannedTensor, activation_of
+
+if TYPE_CHECKING:
+    from qconv.grids import UniformGrid
+    from qconv.plugin import PlanRequest, TensorInfo
+
+    from ._options import Operator, Scheme
+    from ._source import SourceGraph
+
+#: ONNX's name of a type, by that of the checkpoint's.
+_TYPES = {
+    "F64": "DOUBLE",
+    "F32": "FLOAT",
+    "F16": "FLOAT16",
+    "BF16": "BFLOAT16",
+    "F8_E4M3": "FLOAT8E4M3FN",
+    "F8_E5M2": "FLOAT8E5M2",
+    "I64": "INT64",
+    "I32": "INT32",
+    "I16": "INT16",
+    "I8": "INT8",
+    "U64": "UINT64",
+    "U32": "UINT32",
+    "U16": "UINT16",
+    "U8": "UINT8",
+    "BOOL": "BOOL",
+}
+
+#: The opset that an operator came with, or with what is asked of it.
+_SINCE: dict[Operator, int] = {
+    "blocked": 21,
+    "channel": 13,
+    "conv": 13,
+    "integer": 10,
+    "static": 13,
+}
+
+#: Bits that a head has at least.
+_LEAST_OF_HEAD = 8
+
+#: Tables of fewer values than this stay float: positions, types of segments.
+_TABLE = 1 << 20
+
+#: Columns per scale of tables where the format has none.
+_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Treatment:
+    """What is done to a weight, and why. fell: from the operator that the format names."""
+
+    operator: Operator
+    reason: str
+    fell: bool = False
+
+
+def plan_source(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> TensorPlans:
+    """Plan every tensor that the graph uses.
+
+    Raises:
+        UsageError: an option makes no sense for a graph that is kept.
+        Unsupported: the graph's types or its opset do not do, or nothing is to be quantized.
+    """
+    _refuse_options(request)
+    tensors = []
+    for name in graph.weights:
+        info = request.model.tensors[name]
+        chosen = _treatment(scheme, graph, info)
+        if isinstance(chosen, str):
+            tensors.append(_kept(info, chosen))
+        else:
+            tensors.append(_quantized(scheme, graph, info, chosen))
+    if scheme.operator is not None:
+        _refuse_nothing(request, tensors)
+        _check_opset(request, tensors, graph.opset)
+    return TensorPlans(tensors=tuple(tensors), dropped=graph.dropped)
+
+
+def _refuse_options(request: PlanRequest) -> None:
+    if "kv_cache" in request.options:
+        raise UsageError(
+            f"{request.model.name}: option 'kv_cache' means nothing for an .onnx source, whose "
+            "inputs and outputs stay as they are; leave it out"
+        )
+    if request.format == "fp16":
+        raise Unsupported(
+            f"{request.model.name}: onnx:fp16 is not made from an .onnx source, whose graph "
+            "computes in what it computes in; export it in float16, or use onnx:fp32"
+        )
+
+
+def _treatment(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment | str:
+    """What is done to a tensor; or why it stays as it is."""
+    name = info.name
+    if scheme.operator is None:
+        return "as it is in the source"
+    if info.dtype != "F32":
+        return f"{info.dtype}: only float32 is quantized"
+    if name in graph.lookups:
+        return _table(scheme, graph, info)
+    if name in graph.kernels:
+        return _Treatment(operator="conv", reason="the weight of a Conv, 8 bits by output channel")
+    if name in graph.products:
+        return _factor(scheme, scheme.operator, graph, info)
+    return "not the weight of a MatMul, Gemm or Conv"
+
+
+def _factor(scheme: Scheme, operator: Operator, graph: SourceGraph, info: TensorInfo) -> _Treatment:
+    """A weight that is multiplied by.
+
+    operator: that of the format
+    """
+    if scheme.bits < _LEAST_OF_HEAD and info.name in graph.heads:
+        return _Treatment(operator="channel", reason="gives an output, so not below 8 bits")
+    columns = _shape(graph, info)[1]
+    if scheme.group_size is not None and columns % scheme.group_size:
+        reason = f"{columns} columns are no multiple of {scheme.group_size}: 8 bits by channel"
+        return _Treatment(operator="channel", reason=reason, fell=True)
+    return _Treatment(operator=operator, reason="the weight of a product")
+
+
+def _table(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment | str:
+    """Rows are looked up, in blocks of 8 bits; a product with the table is by the same blocks."""
+    columns, block = info.shape[1], scheme.group_size or _BLOCK
+    if info.numel < _TABLE:
+        return "a small table stays float"
+    if scheme.embedding is None or (info.name in graph.heads and scheme.head is None):
+        return "a table stays float here"
+    if columns % block:
+        return f"a table of {columns} columns, no multiple of {block}, stays float"
+    return _Treatment(operator="nbits", reason="a table, 8 bits")
+
+
+def _shape(graph: SourceGraph, info: TensorInfo) -> tuple[int, int]:
+    """``(out, in)``."""
+    if info.name in graph.kernels:
+        return info.shape[0], prod(info.shape[1:])
+    if graph.products.get(info.name) == "transposed":
+        return info.shape[1], info.shape[0]
+    return info.shape[0], info.shape[1]
+
+
+def _quantized(
+    scheme: Scheme, graph: SourceGraph, info: TensorInfo, chosen: _Treatment
+) -> PlannedTensor:
+    operator, shape = chosen.operator, _shape(graph, info)
+    is_table = info.name in graph.lookups
+    grid = _grid(scheme, operator, bits=8 if is_table else scheme.bits)
+    wanted = _grid(scheme, scheme.operator or operator, bits=scheme.bits)
+    parts = (
+        _kernel_parts(graph.kernels[info.name])
+        if operator == "conv"
+        else quantized_parts(operator, shape, grid)
+    )
+    arrangement = "flat" if operator == "conv" else graph.products.get(info.name, "rows")
+    return PlannedTensor(
+        name=info.name,
+        sources=(info.name,),
+        shape=shape,
+        action="quantize",
+        storage=grid.name,
+        grid=grid,
+        reason=chosen.reason,
+        fallback_from=wanted.name if chosen.fell else None,
+        activation=activation_of(operator),
+        arrangement=arrangement,
+        operator=operator,
+        parts=parts,
+    )
+
+
+def _grid(scheme: Scheme, operator: Operator, *, bits: int) -> UniformGrid:
+    from qconv.grids import UniformGrid
+
+    in_blocks = operator in {"nbits", "blocked"}
+    return UniformGrid(
+        bits=bits if in_blocks else 8,
+        symmetric=scheme.symmetric and scheme.group_size is not None if in_blocks else True,
+        group_size=(scheme.group_size or _BLOCK) if in_blocks else "channel",
+        scale_dtype="float32",
+        search=scheme.search,
+    )
+
+
+def _kernel_parts(sizes: tuple[int, ...]) -> tuple[Part, ...]:
+    return (
+        Part(suffix=CODES, type="INT8", shape=sizes, by_rows=True),
+        Part(suffix=SCALE, type="FLOAT", shape=sizes[:1], by_rows=True),
+    )
+
+
+def _kept(info: TensorInfo, reason: str) -> PlannedTensor:
+    return PlannedTensor(
+        name=info.name,
+        sources=(info.name,),
+        shape=info.shape,
+        action="copy",
+        storage=_TYPES[info.dtype],
+        dtype="raw",
+        reason=reason,
+        parts=(Part(suffix="", type=_TYPES[info.dtype], shape=info.shape, by_rows=True),),
+    )
+
+
+def _refuse_nothing(request: PlanRequest, tensors: list[PlannedTensor]) -> None:
+    if all(each.operator is None for each in tensors):
+        raise Unsupported(
+            f"{request.model.name}: no MatMul, Gemm or Conv of the graph multiplies by a float32 "
+            f"initializer that nothing else uses, among {len(tensors)} of them, so there is "
+            "nothing to quantize; export the model in float32, with its weights as initializers"
+        )
+
+
+def _check_opset(request: PlanRequest, tensors: list[PlannedTensor], opset: int) -> None:
+    """Refuse operators that are younger than the graph's opset.
+
+    Raises:
+        Unsupported: names the operator's opset and the graph's.
+    """
+    for each in tensors:
+        since = _SINCE.get(each.operator or "nbits", 1)
+        if opset < since:
+            raise Unsupported(
+                f"{request.model.name}: the graph is of opset {opset}, but what computes with "
+                f"{each.name!r} needs opset {since}; convert it with "
+                f"onnx.version_converter.convert_version(model, {since}), or export it anew"
+            )
