@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from qconv.conversion import Conversion, Passes, Steps
     from qconv.inspection import Inspection
     from qconv.planning import CalibrationPlan, Plan
-    from qconv.plugin import BackendSpec, BlockRounder, Event, MethodSpec, Rounder, Transform
+    from qconv.plugin import (
+        Backend,
+        BackendSpec,
+        BlockRounder,
+        Event,
+        MethodSpec,
+        Rounder,
+        Transform,
+    )
     from qconv.statistics import Statistics
 
 Search = Literal["default", "ggml"]
@@ -121,7 +129,7 @@ def convert(
     """
     from qconv._host import load_plugins
     from qconv._sources import open_source
-    from qconv.conversion import run
+    from qconv.conversion import input_errors, run
 
     request = _Request(
         to=to,
@@ -145,6 +153,9 @@ def convert(
         made = _make_plan(chosen, checkpoint, Path(model))
         watch = host.watch(observer)
         passes = _make_passes(chosen, made, checkpoint, watch) if chosen.calibration else None
+        if passes and any(target.tensors.asks_input_errors for target in made.targets):
+            found = input_errors(made, checkpoint, steps, passes, observer=watch)
+            made = _make_plan(chosen, checkpoint, Path(model), found)
         return run(
             made, checkpoint, steps, passes=passes, resume=resume, force=force, observer=watch
         )
@@ -192,6 +203,7 @@ class _Request:
 class _Chosen:
     """What a request means: plugins found by name, before any file is opened.
 
+    backends: one instance for all targets of a backend, by its name
     calibration: None when the chain runs no model
     """
 
@@ -199,6 +211,7 @@ class _Chosen:
     request: _Request
     chain: Chain
     targets: tuple[tuple[Target, Mapping[str, str]], ...]
+    backends: Mapping[str, Backend]
     calibration: Calibration | None
 
 
@@ -213,6 +226,9 @@ def _choose(host: Host, request: _Request) -> _Chosen:
         request=request,
         chain=chain,
         targets=tuple((target, _with_search(target, request.search)) for target in targets),
+        backends={
+            name: host.backend(name) for name in sorted({each.backend.name for each in targets})
+        },
         calibration=_calibration(chain, request),
     )
 
@@ -248,7 +264,12 @@ def _with_search(target: Target, search: Search) -> Mapping[str, str]:
     return {**target.options, "search": search}
 
 
-def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
+def _make_plan(
+    chosen: _Chosen,
+    checkpoint: OpenedSource,
+    model: Path,
+    input_errors: Sequence[Mapping[str, float]] | None = None,
+) -> Plan:
     """Plan it, and refuse what the caller set limits to."""
     from qconv._sources import plugins_behind, whole_tensor
     from qconv.conversion import check_outputs
@@ -267,7 +288,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
         method=chain.label,
         streams=chain.rounder.spec.streams and not chain.transforms,
         targets=[
-            (target.label, host.backend(target.backend.name), target.format, options)
+            (target.label, chosen.backends[target.backend.name], target.format, options)
             for target, options in chosen.targets
         ],
         allow_unused=request.allow_unused,
@@ -279,6 +300,7 @@ def _make_plan(chosen: _Chosen, checkpoint: OpenedSource, model: Path) -> Plan:
         steps=[step.spec.name for step in chain.steps],
         facts=source_facts(checkpoint, host, threads),
         read=partial(whole_tensor, checkpoint),
+        input_errors=input_errors,
     )
     check_fallbacks(made, request.max_fallback)
     check_outputs(made.out, made.targets, made.source, force=request.force)

@@ -163,6 +163,8 @@ class PlanRequest:
         backend plans these on a grid that holds the same values, wherever its format has one
     read: a tensor of the source, whole, by name, in float32; for small ones whose values the
         format states otherwise than as a tensor. None where no source is open
+    input_errors: what rounding inputs does, where an earlier plan asked for it: by source name of
+        a linear weight, the relative error of its output. None: not measured
     """
 
     model: ModelInfo
@@ -172,6 +174,7 @@ class PlanRequest:
     method: tuple[str, ...] = ()
     held: Mapping[str, Grid] = field(default_factory=dict)
     read: Callable[[str], torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    input_errors: Mapping[str, float] | None = None
 
 
 # --- what a backend answers -----------------------------------------------------------------------
@@ -235,10 +238,14 @@ class TensorPlans:
     """The fate of the source tensors: the artifact's tensors in file order, and what is dropped.
 
     A source tensor in neither is one the backend has no place for; the host makes it an error.
+
+    asks_input_errors: the plan hangs on what rounding inputs as it says does: where the method
+        calibrates, the host measures that and has the backend plan anew
     """
 
     tensors: tuple[TensorPlan, ...]
     dropped: tuple[Dropped, ...] = ()
+    asks_input_errors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

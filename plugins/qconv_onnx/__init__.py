@@ -44,6 +44,14 @@ _OPTIONS = (
     ),
     OptionSpec(name="embedding", summary="bits of the token embedding", choices=("8", "float")),
     OptionSpec(
+        name="sensitive",
+        summary="layers whose inputs are not rounded: auto (measured), none, or down_proj+o_proj",
+    ),
+    OptionSpec(
+        name="sensitive_above",
+        summary="relative error of a layer's output above which auto leaves its input alone",
+    ),
+    OptionSpec(
         name="search",
         summary="how scales are found: of least error, or of the largest magnitude",
         choices=("search", "absmax"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qconv.errors import UsageError
 
@@ -25,6 +25,7 @@ _QUANTIZED: Mapping[str, tuple[Operator, int, int | None, bool]] = {
 
 _GRAPH = ("kv_cache",)
 _TABLES = ("embedding", "head")
+_INTEGERS = ("accuracy_level", "search", "sensitive", "sensitive_above", *_TABLES, *_GRAPH)
 _BLOCKS = ("group_size", "search", "symmetric", *_GRAPH)
 _KNOWN: Mapping[str, tuple[str, ...]] = {
     "fp32": _GRAPH,
@@ -32,9 +33,12 @@ _KNOWN: Mapping[str, tuple[str, ...]] = {
     "w8": ("accuracy_level", *_TABLES, *_BLOCKS),
     "int4": ("accuracy_level", *_TABLES, *_BLOCKS),
     "int4_qdq": _BLOCKS,
-    "w8a8": ("search", "accuracy_level", *_TABLES, *_GRAPH),
-    "int8_static": ("search", "accuracy_level", *_TABLES, *_GRAPH),
+    "w8a8": _INTEGERS,
+    "int8_static": _INTEGERS,
 }
+
+#: Relative error of a layer's output, from rounding its input, that is left to be.
+_SENSITIVE_ABOVE = 0.02
 
 #: What ``int8`` means, and why.
 _INT8_OF_DECODER = (
@@ -55,6 +59,9 @@ class Scheme:
     group_size: columns per scale; None: a whole row
     accuracy_level: of MatMulNBits: 1 multiplies in float32, 4 with inputs rounded to 8 bits
     kv_cache: of a decoder: whether the graph takes and gives keys and values of earlier tokens
+    sensitive: names of modules whose inputs stay float, whatever was measured
+    sensitive_above: the relative error of a layer's output from rounding its input, above which the
+        input stays float; None: none does
     head, embedding: bits of the output projection and of the token embedding; None: float
     why: what was chosen for this model, for people; empty where nothing was
     """
@@ -67,6 +74,8 @@ class Scheme:
     accuracy_level: int = 4
     kv_cache: bool = True
     search: Literal["search", "absmax"] = "search"
+    sensitive: frozenset[str] = frozenset()
+    sensitive_above: float | None = None
     head: int | None = None
     embedding: int | None = None
     why: str = ""
@@ -99,7 +108,6 @@ def read_scheme(request: PlanRequest, *, is_decoder: bool) -> Scheme:
     if "symmetric" in options:
         symmetric = options["symmetric"] == "true"
     tables = "float" if operator == "blocked" else "8"
-    head = options.get("head", tables)
     return Scheme(
         format=request.format,
         operator=operator,
@@ -109,7 +117,8 @@ def read_scheme(request: PlanRequest, *, is_decoder: bool) -> Scheme:
         accuracy_level=int(options.get("accuracy_level", "4")),
         kv_cache=kv_cache,
         search="absmax" if options.get("search") == "absmax" else "search",
-        head=_bits(head),
+        **_sensitive(operator, options),
+        head=_bits(options.get("head", tables)),
         embedding=_bits(options.get("embedding", tables)),
         why=why,
     )
@@ -123,6 +132,34 @@ def _check_known(asked: str, name: str, options: Mapping[str, str]) -> None:
                 f"onnx:{asked}{meant}: option {option!r} means nothing here; this format takes "
                 f"{', '.join(sorted(_KNOWN[name]))}"
             )
+
+
+def _sensitive(operator: Operator, options: Mapping[str, str]) -> dict[str, Any]:
+    """Which inputs stay float where inputs are rounded.
+
+    Raises:
+        UsageError: the limit is no positive number.
+    """
+    if operator not in {"integer", "static"}:
+        return {}
+    chosen, limit = options.get("sensitive", "auto"), options.get("sensitive_above")
+    if chosen != "auto":
+        if limit is not None:
+            raise UsageError(
+                f"onnx: sensitive_above={limit} goes with sensitive=auto, not sensitive={chosen}; "
+                "leave one of them out"
+            )
+        return {"sensitive": frozenset(chosen.split("+") if chosen != "none" else ())}
+    try:
+        above = _SENSITIVE_ABOVE if limit is None else float(limit)
+    except ValueError:
+        above = 0.0
+    if not 0 < above < 1:
+        raise UsageError(
+            f"onnx: sensitive_above is {limit!r}; choose a relative error between 0 and 1, such as "
+            f"{_SENSITIVE_ABOVE}"
+        )
+    return {"sensitive_above": above}
 
 
 def _bits(text: str) -> int | None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qconv.errors import Unsupported, UnsupportedGrid
+from qconv.errors import Unsupported, UnsupportedGrid, UsageError
 from qconv.plugin import PlanRequest, TensorInfo, TensorPlan, TensorPlans
 
 from ._parts import TYPES, Part, float_parts, quantized_parts
@@ -59,12 +59,14 @@ def plan(request: PlanRequest, scheme: Scheme, graph: Exported) -> TensorPlans:
 
     Raises:
         Unsupported: nothing is to be quantized, or a tensor is no float.
+        UsageError: a module named as sensitive is none of the model's.
         UnsupportedGrid: the groups do not divide a weight's columns.
     """
     if request.held:
         raise Unsupported("onnx: transcoding to ONNX is not offered; convert the float checkpoint")
+    _check_names(scheme, graph)
     tensors = [
-        _planned(scheme, request.model.tensors[name], _treatment(scheme, graph, name))
+        _planned(scheme, request.model.tensors[name], _treatment(request, scheme, graph, name))
         for name in graph.weights
     ]
     if scheme.operator and not any(_in_block(each.name) for each in tensors if each.grid):
@@ -72,21 +74,27 @@ def plan(request: PlanRequest, scheme: Scheme, graph: Exported) -> TensorPlans:
             f"onnx:{scheme.format}: no linear weight of a block was found among {len(tensors)} "
             "tensors, so there is nothing to quantize (stacked experts are not); use onnx:fp32"
         )
-    return TensorPlans(tensors=tuple(tensors), dropped=graph.dropped)
+    return TensorPlans(
+        tensors=tuple(tensors),
+        dropped=graph.dropped,
+        asks_input_errors=scheme.sensitive_above is not None and request.input_errors is None,
+    )
 
 
-def _treatment(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
+def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> _Treatment:
     if scheme.operator is None:
         return _Treatment(reason="plain floats")
     if name in {graph.embedding, graph.head}:
         return _table(scheme, graph, name)
-    module = _in_block(name)
-    if not module:
-        return _Treatment(reason="not a linear weight of a block")
-    if module.rpartition(".")[2] in _ROUTERS:
-        return _Treatment(reason="a router stays float")
-    if name not in graph.products:
-        return _Treatment(reason="not the weight of a MatMul in the graph")
+    if kept := _kept(graph, name):
+        return _Treatment(reason=kept)
+    if sensitive := _sensitive(request, scheme, name):
+        return _Treatment(
+            reason=f"{sensitive}: 8 bits, weights only",
+            operator="nbits",
+            grid=_blocks(scheme, bits=8, symmetric=False),
+            may_stay=True,
+        )
     why = f"; {scheme.why}" if scheme.why else ""
     return _Treatment(
         reason=f"a linear of a block{why}",
@@ -94,6 +102,16 @@ def _treatment(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
         grid=_grid(scheme),
         arrangement=graph.products[name],
     )
+
+
+def _kept(graph: Exported, name: str) -> str:
+    """Why a tensor stays float; empty when it does not."""
+    module = _in_block(name)
+    if not module:
+        return "not a linear weight of a block"
+    if module.rpartition(".")[2] in _ROUTERS:
+        return "a router stays float"
+    return "" if name in graph.products else "not the weight of a MatMul in the graph"
 
 
 def _in_block(name: str) -> str:
@@ -113,12 +131,8 @@ def _table(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
         return _Treatment(reason=f"{what}: float")
     # With zero-points of 4 bits, the two operators would want them packed otherwise.
     shared = tied and bits == 4
-    grid = replace(
-        _grid(scheme),
-        bits=bits,
-        symmetric=shared or (scheme.symmetric and scheme.group_size is not None),
-        group_size=scheme.group_size or _BLOCK,
-    )
+    symmetric = shared or (scheme.symmetric and scheme.group_size is not None)
+    grid = _blocks(scheme, bits=bits, symmetric=symmetric)
     return _Treatment(
         reason=f"{what}: {bits} bits, weights only", operator="nbits", grid=grid, may_stay=True
     )
@@ -134,6 +148,41 @@ def _grid(scheme: Scheme) -> UniformGrid:
         group_size="channel" if scheme.group_size is None else scheme.group_size,
         scale_dtype="float32",
         search=scheme.search,
+    )
+
+
+def _blocks(scheme: Scheme, *, bits: int, symmetric: bool) -> UniformGrid:
+    """The grid of what is in blocks, whatever the format's linear weights are in."""
+    size = scheme.group_size or _BLOCK
+    return replace(_grid(scheme), bits=bits, symmetric=symmetric, group_size=size)
+
+
+def _check_names(scheme: Scheme, graph: Exported) -> None:
+    known = {part for name in graph.products for part in _parts_of(name)}
+    for name in sorted(scheme.sensitive - known):
+        modules = sorted({_in_block(each).rpartition(".")[2] for each in graph.products} - {""})
+        raise UsageError(
+            f"onnx:{scheme.format}: sensitive={name}: no linear layer of a block is called so; "
+            f"this model has {', '.join(modules)}"
+        )
+
+
+def _parts_of(name: str) -> set[str]:
+    """What a weight's module may be called: ``mlp.down_proj``, or a part of that."""
+    module = _in_block(name)
+    return {module, *module.split(".")} - {""}
+
+
+def _sensitive(request: PlanRequest, scheme: Scheme, name: str) -> str:
+    """Why the input of a linear weight is not rounded; empty when it is."""
+    if scheme.sensitive & _parts_of(name):
+        return "its input stays float as asked"
+    error = (request.input_errors or {}).get(name, 0.0)
+    if scheme.sensitive_above is None or error <= scheme.sensitive_above:
+        return ""
+    return (
+        f"rounding its input would change its output by {error:.1%}, more than "
+        f"{scheme.sensitive_above:.1%}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qconv.conversion._artifact import Artifact
 from qconv.conversion._blockwise import Passes, Steps
 from qconv.conversion._json import ConversionJson, TranscodingJson
+from qconv.conversion._measuring import input_errors
 from qconv.conversion._outputs import check_outputs
 from qconv.conversion._pipeline import Conversion, run
 from qconv.conversion._transcoding import Transcoding, transcode
@@ -18,6 +19,7 @@ __all__ = [
     "Transcoding",
     "TranscodingJson",
     "check_outputs",
+    "input_errors",
     "run",
     "transcode",
 ]

@@ -87,7 +87,7 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
+class Work:
     """A block, and what targets that land alike want of it.
 
     inputs, outputs: hidden states before and after the float block; the same object where only
@@ -127,7 +127,7 @@ class Blockwise:
     def encoded(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Encoded]]:
         """Encode all jobs: blocks in order, then what lies outside of them."""
         model = self.model
-        inside, outside = self._by_block(jobs)
+        inside, outside = self.by_block(jobs)
         with model.begin(self.passes.windows) as hidden:
             learns = self.passes.sequential and self.steps.block_rounder is not None
             floats = hidden.fork() if learns else None
@@ -137,7 +137,7 @@ class Blockwise:
                     BlockStarted(block=info.name, number=info.index, blocks=len(model.blocks))
                 )
                 if floats is not None:
-                    with model.block(info.index) as live, self._running():
+                    with model.block(info.index) as live, self.running():
                         live.advance(floats)
                 for stream in streams:
                     yield from self._block(info, stream, inside.get(info.name, ()), floats)
@@ -157,7 +157,7 @@ class Blockwise:
             slabs = pending_slabs(self.plan, outside, self.done)
             yield from encode_ahead(self.executor, worker, slabs, self.plan.threads)
 
-    def _by_block(self, jobs: Sequence[Job]) -> tuple[dict[str, list[Job]], list[Job]]:
+    def by_block(self, jobs: Sequence[Job]) -> tuple[dict[str, list[Job]], list[Job]]:
         """Jobs by the block that all their sources are in, and the rest."""
         home = {name: info.name for info in self.model.blocks for name in info.sources}
         inside: dict[str, list[Job]] = {}
@@ -186,18 +186,18 @@ class Blockwise:
         """
         wanted = [job for job in (_only(job, stream.targets) for job in jobs) if job.uses]
         if not self.passes.sequential and not any(self._lacks(job) for job in wanted):
-            with self.model.block(info.index) as live, self._running():
+            with self.model.block(info.index) as live, self.running():
                 live.advance(stream.hidden)
             return
         again = bool(self.steps.transforms) or self.steps.block_rounder is not None
         keep = again or self.passes.sequential  # the inputs are needed once more
         with self.model.block(info.index) as live:
-            with self._running():
+            with self.running():
                 statistics, outputs = self._run(live, stream, keep=keep)
             self.notes.take(statistics, self.passes.min_tokens_per_expert)
             start = BlockState(name=info.name, parameters=live.parameters(), statistics=statistics)
-            for group in _groups(wanted, apart=again):
-                work = _Work(
+            for group in groups(wanted, apart=again):
+                work = Work(
                     live=live,
                     inputs=stream.hidden,
                     outputs=outputs,
@@ -225,10 +225,10 @@ class Blockwise:
         names = sorted({ref.source for ref in live.linears} & set(saved))
         return {name: saved[name] for name in names}, outputs
 
-    def _group(self, work: _Work, start: BlockState) -> Iterator[tuple[Job, Encoded]]:
+    def _group(self, work: Work, start: BlockState) -> Iterator[tuple[Job, Encoded]]:
         """Carry out the chain for targets that get the same values of this block."""
         live = work.live
-        state = self._transformed(work, start)
+        state = self.transformed(work, start)
         tensors = {**live.tensors, **live.sources(state.parameters, state.changed)}
         source = BlockSource(
             checkpoint=self.checkpoint,
@@ -248,11 +248,11 @@ class Blockwise:
         )
         flipped = {ref.source for ref in live.linears if ref.transposed}
         decoded = {name: value.t() if name in flipped else value for name, value in kept.items()}
-        with self._running():
+        with self.running():
             live.load({**tensors, **decoded})
             live.advance(work.inputs)
 
-    def _transformed(self, work: _Work, state: BlockState) -> BlockState:
+    def transformed(self, work: Work, state: BlockState) -> BlockState:
         """The block after all transforms, checked to do what it did.
 
         Raises:
@@ -261,7 +261,7 @@ class Blockwise:
         if not self.steps.transforms:
             return state
         live, landing = work.live, _landing(work.jobs)
-        with self._running():
+        with self.running():
             live.load(live.tensors)  # an earlier group may have left others
             topology = live.topology(work.inputs, self.known)
             if all(topology is not each for each in self.known):
@@ -271,13 +271,13 @@ class Blockwise:
                 state = transformed(
                     state, step, topology.folds, live.linears, landing, executor=self.executor
                 )
-        with self._running():
+        with self.running():
             live.load(live.sources(state.parameters, state.changed))
             _check_composition(work)
         return state
 
     def _learned(
-        self, work: _Work, state: BlockState, tensors: Mapping[str, torch.Tensor]
+        self, work: Work, state: BlockState, tensors: Mapping[str, torch.Tensor]
     ) -> Mapping[str, QuantTensor]:
         """What the block rounder makes of all linear weights that land on a grid."""
         if self.steps.block_rounder is None:
@@ -295,7 +295,7 @@ class Blockwise:
             inputs=work.inputs,
             targets=work.targets,
         )
-        with self._running():
+        with self.running():
             work.live.load(tensors)
             return self.steps.block_rounder.quantize_block(block, grids, state.statistics)
 
@@ -336,10 +336,10 @@ class Blockwise:
             return self.passes.saved
         if head is None:
             return {}
-        with self._running(), self.model.tail() as tail:
+        with self.running(), self.model.tail() as tail:
             return {head: tail.statistics(hidden, gram=self.steps.gram)}
 
-    def _running(self) -> AbstractContextManager[None]:
+    def running(self) -> AbstractContextManager[None]:
         """All cores for one forward pass."""
         return torch_threads(self.plan.threads)
 
@@ -353,7 +353,7 @@ def _only(job: Job, targets: frozenset[int]) -> Job:
     return replace(job, uses=tuple(use for use in job.uses if use[0] in targets))
 
 
-def _groups(jobs: Sequence[Job], *, apart: bool) -> Iterable[Sequence[Job]]:
+def groups(jobs: Sequence[Job], *, apart: bool) -> Iterable[Sequence[Job]]:
     """Jobs by the targets whose weights land alike, so that the chain does the same for them.
 
     apart: False: what is done to a tensor depends on that tensor only, so all go together
@@ -385,7 +385,7 @@ def _landing(jobs: Sequence[Job]) -> dict[str, Landing]:
     }
 
 
-def _check_composition(work: _Work) -> None:
+def _check_composition(work: Work) -> None:
     import torch
 
     with torch.no_grad():

@@ -214,6 +214,7 @@ def build_plan(
     held: Mapping[str, Grid] | None = None,
     facts: SourceFacts = _PLAIN,
     read: Callable[[str], torch.Tensor] | None = None,
+    input_errors: Sequence[Mapping[str, float]] | None = None,
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
 
@@ -225,6 +226,7 @@ def build_plan(
     held: in a transcoding, the grids that quantized tensors lie on
     facts: how the source is stored, and what reading it takes
     read: a tensor of the source, as :class:`PlanRequest` has it
+    input_errors: of each target, as :class:`PlanRequest` has them
 
     Raises:
         UnreadableInput: the source holds no tensors.
@@ -247,9 +249,10 @@ def build_plan(
                 method=tuple(steps),
                 held=held or {},
                 read=read,
+                input_errors=input_errors[number] if input_errors else None,
             ),
         )
-        for label, backend, name, options in targets
+        for number, (label, backend, name, options) in enumerate(targets)
     ]
     planned = tuple(_plan_target(*request, allow_unused=allow_unused) for request in requests)
     return Plan(

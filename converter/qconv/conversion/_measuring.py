@@ -1,0 +1,141 @@
+"""What rounding inputs costs, measured before the plan is final, on a few calibration windows.
+
+A backend that would leave some inputs in float, knowing that, plans a second time. Transforms are
+carried out as they will be, so that what SmoothQuant makes easy to round counts as easy.
+Peak memory: as the conversion's, with fewer windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qconv.conversion._ahead import workers
+from qconv.conversion._blockwise import Blockwise, Passes, Steps, Work, groups
+from qconv.conversion._folding import BlockState
+from qconv.conversion._notes import Notes
+from qconv.conversion._slabs import make_jobs
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.checkpoint import Checkpoint
+    from qconv.conversion._slabs import Job
+    from qconv.grids import ActivationGrid
+    from qconv.model import BlockInfo, BlockModel, Hidden
+    from qconv.planning import Plan
+    from qconv.plugin import Event
+    from qconv.statistics import Statistics
+
+#: Windows that are run: errors are taken on the rows that statistics sample of them.
+_WINDOWS = 8
+
+Errors = dict[str, float]
+
+
+def input_errors(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    steps: Steps,
+    passes: Passes,
+    *,
+    observer: Callable[[Event], None],
+) -> tuple[Mapping[str, float], ...]:
+    """For each target: by source name of a linear weight, the relative error of its output.
+
+    ``|| Qx(X) W^T - X W^T || / || X W^T ||``: ``Qx`` as the plan has it. Weights whose inputs are
+    not rounded, and those that no token came through, are left out.
+    """
+    found: list[Errors] = [{} for _ in plan.targets]
+    jobs = [
+        job
+        for job in make_jobs(plan.model, plan.targets)
+        if any(use.activation for _, use in job.uses)
+    ]
+    if passes.model is None:
+        for job in jobs:
+            _take(found, [job], _read(checkpoint, job), passes.saved or {})
+        return tuple(found)
+    with workers(plan.threads) as executor:
+        blockwise = Blockwise(
+            plan=plan,
+            checkpoint=checkpoint,
+            steps=steps,
+            passes=replace(passes, windows=passes.windows[:_WINDOWS], sequential=False),
+            model=passes.model,
+            done=[frozenset() for _ in plan.targets],
+            executor=executor,
+            observer=observer,
+            notes=Notes(),
+        )
+        measuring = _Measuring(blockwise=blockwise, model=passes.model, found=found)
+        measuring.run(make_jobs(plan.model, plan.targets))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measuring:
+    """Takes the blocks one by one. found: the errors so far, of each target."""
+
+    blockwise: Blockwise
+    model: BlockModel
+    found: list[Errors]
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Measure the inputs of all weights in blocks."""
+        inside, _ = self.blockwise.by_block(jobs)
+        with self.model.begin(self.blockwise.passes.windows) as start:
+            hidden = start
+            for info in self.model.blocks:
+                hidden = self._block(info, hidden, inside.get(info.name, ()))
+            hidden.close()
+
+    def _block(self, info: BlockInfo, hidden: Hidden, jobs: Sequence[Job]) -> Hidden:
+        """Measure one block; gives the hidden states after it."""
+        steps, saved = self.blockwise.steps, self.blockwise.passes.saved
+        with self.model.block(info.index) as live:
+            with self.blockwise.running():
+                statistics, outputs = live.collect(hidden, gram=steps.gram, replace=False)
+            if saved is not None:
+                statistics = {name: saved[name] for name in statistics if name in saved}
+            start = BlockState(name=info.name, parameters=live.parameters(), statistics=statistics)
+            for group in groups(jobs, apart=bool(steps.transforms)):
+                work = Work(live=live, inputs=hidden, outputs=outputs, targets=outputs, jobs=group)
+                state = self.blockwise.transformed(work, start)
+                tensors = {**live.tensors, **live.sources(state.parameters, state.changed)}
+                for ref in live.linears:
+                    if ref.transposed:
+                        tensors[ref.source] = tensors[ref.source].t()
+                _take(self.found, group, tensors, state.statistics)
+        hidden.close()
+        return outputs
+
+
+def _take(
+    found: list[Errors],
+    jobs: Sequence[Job],
+    weights: Mapping[str, torch.Tensor],
+    statistics: Mapping[str, Statistics],
+) -> None:
+    for job in jobs:
+        for number, use in job.uses:
+            if use.activation is None:
+                continue
+            for name in use.sources:
+                known = statistics.get(name)
+                if known is not None and len(known.sample):
+                    found[number][name] = _error(weights[name].float(), use.activation, known)
+
+
+def _error(weight: torch.Tensor, activation: ActivationGrid, statistics: Statistics) -> float:
+    known = statistics.to(weight.device)
+    static = None if activation.dynamic else activation.fit_abs_max(known.abs_max)
+    exact = known.sample @ weight.t()
+    rounded = activation.fake_quantize(known.sample, static) @ weight.t()
+    size = float(exact.norm())
+    return float((rounded - exact).norm()) / size if size else 0.0
+
+
+def _read(checkpoint: Checkpoint, job: Job) -> dict[str, torch.Tensor]:
+    return {name: checkpoint.read_rows(name, 0, rows) for name, rows in job.sources}
