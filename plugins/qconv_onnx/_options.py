@@ -38,7 +38,7 @@ _KNOWN: Mapping[str, tuple[str, ...]] = {
 }
 
 #: Relative error of a layer's output, from rounding its input, that is left to be.
-_SENSITIVE_ABOVE = 0.02
+_SENSITIVE_ABOVE = 0.1
 
 #: What ``int8`` means, and why.
 _INT8_OF_DECODER = (

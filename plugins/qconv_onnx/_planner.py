@@ -93,6 +93,7 @@ def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str)
             reason=f"{sensitive}: 8 bits, weights only",
             operator="nbits",
             grid=_blocks(scheme, bits=8, symmetric=False),
+            arrangement=graph.products[name],
             may_stay=True,
         )
     why = f"; {scheme.why}" if scheme.why else ""

@@ -249,8 +249,9 @@ def _sources(info: ModelInfo, module: nn.Module) -> tuple[dict[str, str], tuple[
     """
     tied: dict[int, list[tuple[str, str]]] = {}
     sources: dict[str, str] = {}
+    renamed = _renamed(info, module)
     for name, value in module.named_parameters(remove_duplicate=False):
-        found = _found(info, module, name)
+        found = _found(info, module, name) or renamed.get(name)
         same = tied.setdefault(id(value), [])
         if found is not None:
             _check_shape(info, found, tuple(value.shape))
@@ -260,9 +261,8 @@ def _sources(info: ModelInfo, module: nn.Module) -> tuple[dict[str, str], tuple[
         if not same:
             raise Unsupported(
                 f"{info.name}: {type(module).__name__} has parameter {name!r}, which the "
-                "checkpoint does not hold under this name: it is missing, or transformers renames "
-                "or joins tensors of this architecture when loading, which onnx does not; use "
-                "another format"
+                "checkpoint does not hold under this name: it is missing, or transformers joins "
+                "tensors of this architecture when loading, which onnx does not; use another format"
             )
         sources[name] = same[0][1]
     dropped = [
@@ -279,6 +279,29 @@ def _found(info: ModelInfo, module: Any, name: str) -> str | None:  # noqa: ANN4
     prefix = f"{module.base_model_prefix}."
     candidates = (name, prefix + name, name.removeprefix(prefix))
     return next((each for each in candidates if each in info.tensors), None)
+
+
+def _renamed(info: ModelInfo, module: nn.Module) -> dict[str, str]:
+    """Source tensors by the parameter that transformers loads them as under another name."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    rules: Any = get_model_conversion_mapping(module)  # type: ignore[arg-type]
+    renamings = [each for each in rules if isinstance(each, WeightRenaming)]
+    converters = [each for each in rules if isinstance(each, WeightConverter)]
+    if not renamings:
+        return {}
+    state, prefix = module.state_dict(), str(module.base_model_prefix)
+    renamed = {}
+    for source in info.tensors:
+        target, pattern = rename_source_key(source, renamings, converters, prefix, state)
+        if pattern is None:  # of a converter: it would be joined with others
+            renamed[target] = source
+    return renamed
 
 
 def _check_shape(info: ModelInfo, name: str, shape: tuple[int, ...]) -> None:
