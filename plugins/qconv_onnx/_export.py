@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import BrokenPlugin, Unsupported
 
+from ._failures import summary
 from ._places import Lookup, Product, arrangement_of, find_places
 from ._signature import ALL, NEW, PAST, signature_of
 
@@ -134,11 +136,12 @@ def _export(info: ModelInfo, signature: Signature) -> onnx_ir.Model:
     shapes = [
         dict.fromkeys(signature.axes[name], torch.export.Dim.DYNAMIC) for name in signature.inputs
     ]
+    arguments = (list(signature.inputs.values()),)
     try:
         with torch.no_grad():
             program: Any = torch.onnx.export(
                 signature.module,
-                (list(signature.inputs.values()),),
+                arguments,
                 dynamo=True,
                 opset_version=OPSET,
                 optimize=False,  # it would read weights, which are not there
@@ -148,10 +151,16 @@ def _export(info: ModelInfo, signature: Signature) -> onnx_ir.Model:
                 verbose=False,
             )
     except Exception as error:  # the exporter runs foreign code and raises anything
-        reason = next((line for line in str(error.__cause__ or error).splitlines() if line), "")
+        again = partial(
+            torch.export.export,
+            signature.module,
+            arguments,
+            dynamic_shapes=(shapes,),
+            strict=False,
+        )
         raise Unsupported(
             f"{info.name}: torch {torch.__version__} cannot export "
-            f"{info.config.get('model_type')!r} to ONNX: {type(error).__name__}: {reason}; "
+            f"{info.config.get('model_type')!r} to ONNX: {summary(error, again)}; "
             "use another format, or a newer torch"
         ) from error
     model: onnx_ir.Model = program.model

@@ -1,0 +1,182 @@
+"""What users read when a model does not export, or a graph does not open."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
+from qconv_onnx._failures import summary
+from qconv_onnx._session import open_session
+
+
+class Decomposes(torch.nn.Module):
+    """Calls an operator that ONNX has nothing for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigh(x)[1]
+
+
+class Decides(torch.nn.Module):
+    """Takes a way that hangs on values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else x * 2
+
+
+class Holds(torch.nn.Module):
+    """Has another in a list."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([inner])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[0](x) + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def _failure(module: torch.nn.Module) -> str:
+    arguments = (torch.randn(3, 3),)
+    try:
+        torch.onnx.export(module, arguments, dynamo=True, optimize=False, verbose=False)
+    except Exception as error:  # noqa: BLE001 -- of whatever class the exporter has it
+        return summary(error, lambda: torch.export.export(module, arguments, strict=False))
+    raise AssertionError("it was exported")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_operator_without_onnx_is_named_with_its_module():
+    assert _failure(Holds(Decomposes())) == (
+        "torch has no ONNX for operator aten._linalg_eigh, which layers.0 (Decomposes) calls"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_way_that_hangs_on_values_is_told_with_its_line():
+    told = _failure(Holds(Decides()))
+    assert "data-dependent" in told
+    assert "(test_onnx_failures.py, line " in told
+    assert "\n" not in told
+
+
+def _graph(folder: Path, operator: str, *, domain: str = "", opset: int = 21, ir: int = 10) -> Path:
+    (x, y) = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
+    imports = [helper.make_opsetid("", opset)]
+    imports += [helper.make_opsetid(domain, 1)] if domain else []
+    model = helper.make_model(
+        helper.make_graph([node], "graph", [x], [y]), opset_imports=imports, ir_version=ir
+    )
+    file = folder / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    return file
+
+
+def test_a_sound_graph_opens(tmp_path):
+    session = open_session(_graph(tmp_path, "Relu"))
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        ({"operator": "Relu", "opset": 99}, r"opset 99, and onnxruntime \S+ knows opsets up to \d"),
+        ({"operator": "Relu", "ir": 99}, r"IR version 99, and onnxruntime \S+ reads up to \d"),
+        (
+            {"operator": "Foo", "domain": "com.acme"},
+            "'Foo' of domain 'com.acme' .* custom operators are never loaded",
+        ),
+        (
+            {"operator": "Foo", "domain": "com.microsoft"},
+            "'Foo' of domain 'com.microsoft' .* --upgrade onnxruntime",
+        ),
+        ({"operator": "Foo"}, "'Foo' of opset 21 is unknown to onnxruntime"),
+    ],
+    ids=str,
+)
+def test_what_onnxruntime_does_not_know_is_named(tmp_path, graph, message):
+    with pytest.raises(Unsupported, match=message):
+        open_session(_graph(tmp_path, **graph))
+
+
+def test_a_file_that_is_no_graph_is_unreadable(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 64)
+    with pytest.raises(UnreadableInput, match="refuses it"):
+        open_session(tmp_path / "model.onnx")
+
+
+def _pretend(monkeypatch, *, available: list[str], loaded: list[str], installed: set[str]) -> None:
+    """An onnxruntime that has some providers, and loads some of them."""
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.32.0"
+
+    runtime = SimpleNamespace(
+        __version__="1.32.0",
+        SessionOptions=SimpleNamespace,
+        get_available_providers=lambda: available,
+        InferenceSession=lambda *_, **__: SimpleNamespace(get_providers=lambda: loaded),
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch, tmp_path):
+    _pretend(monkeypatch, available=[CUDA, CPU], loaded=[CPU], installed={"onnxruntime-gpu"})
+    with pytest.raises(BrokenPlugin, match="cannot load CUDA: it needs a GPU with its driver"):
+        open_session(tmp_path / "model.onnx", provider="cuda")
+
+
+def test_a_build_without_cuda_is_told(monkeypatch, tmp_path):
+    _pretend(monkeypatch, available=[CPU], loaded=[CPU], installed={"onnxruntime"})
+    with pytest.raises(BrokenPlugin, match="a build without CUDA"):
+        open_session(tmp_path / "model.onnx", provider="cuda")
+
+
+@pytest.mark.parametrize("available", [[CPU], [CUDA, CPU]])
+def test_two_builds_in_one_place_are_told(monkeypatch, tmp_path, available):
+    both = {"onnxruntime", "onnxruntime-gpu"}
+    _pretend(monkeypatch, available=available, loaded=[CPU], installed=both)
+    with pytest.raises(BrokenPlugin, match="are both installed, and each overwrites files"):
+        open_session(tmp_path / "model.onnx", provider="cuda")
+
+
+def test_an_onnxruntime_that_was_overwritten_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.32.0"))
+    with pytest.raises(BrokenPlugin, match="onnxruntime is empty; install it anew"):
+        open_session(tmp_path / "model.onnx")
+
+
+def test_an_onnxruntime_that_is_missing_is_told_with_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BrokenPlugin, match=r"pip install 'qconv\[onnx\]'"):
+        open_session(tmp_path / "model.onnx")
+
+
+def test_only_ever_one_onnxruntime_is_asked_for():
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(each) for each in importlib.metadata.requires("qconv") or ()]
+    markers = {
+        each.name: each.marker
+        for each in wanted
+        if each.name.startswith("onnxruntime") and "dev" not in str(each.marker)
+    }
+    assert set(markers) == {"onnxruntime", "onnxruntime-gpu"}
+    for system in ("linux", "win32", "darwin"):
+        for machine in ("x86_64", "AMD64", "aarch64", "arm64", "ARM64"):
+            place = {"sys_platform": system, "platform_machine": machine, "extra": "onnx"}
+            chosen = [name for name, marker in markers.items() if marker.evaluate(place)]
+            assert len(chosen) == 1, (system, machine)
