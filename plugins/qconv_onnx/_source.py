@@ -62,6 +62,7 @@ def source_graph(info: ModelInfo) -> SourceGraph:
         Unsupported: it is quantized already, or holds weights that are no initializers.
     """
     model = _parsed(info)
+    _refuse_unsound(info, model)
     _refuse_quantized(info, model)
     _refuse_hidden_weights(info, model)
     used, unused = _split(model)
@@ -134,6 +135,21 @@ def _parsed(info: ModelInfo) -> onnx_ir.Model:
             f"{info.name}: not a sound ONNX graph: {error}; check it with onnx.checker, or get it "
             "anew"
         ) from error
+
+
+def _refuse_unsound(info: ModelInfo, model: onnx_ir.Model) -> None:
+    """Every value of the main graph must come from somewhere, every node must have an operator."""
+    graph = model.graph
+    known = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        lacking = [each for each in node.inputs if each and each not in known]
+        lacking = [each for each in lacking if each.producer() is None]
+        if lacking or not node.op_type:
+            what = f"takes {lacking[0].name!r}, which nothing gives" if lacking else "has no type"
+            raise UnreadableInput(
+                f"{info.name}: not a sound ONNX graph: node {node.name!r} ({node.op_type}) {what}; "
+                "check it with onnx.checker, or get it anew"
+            )
 
 
 def _refuse_quantized(info: ModelInfo, model: onnx_ir.Model) -> None:

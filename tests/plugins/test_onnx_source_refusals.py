@@ -1,0 +1,155 @@
+"""What cannot be made of an ``.onnx`` source is refused, and what it is planned as."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx_sources import cnn, graph, mlp, save, values
+
+import qconv
+from qconv.errors import UnreadableInput, Unsupported, UsageError
+
+
+def _plan(path, target: str = "w8"):
+    (made,) = qconv.plan(path, to=f"onnx:{target}").targets
+    return made.tensors
+
+
+def test_every_tensor_is_planned_with_its_reason(tmp_path):
+    plans = _plan(save(mlp(), tmp_path / "mlp"), "int4").tensors
+    assert {each.name: (each.storage, each.shape, each.arrangement) for each in plans} == {
+        "first": ("uint4_g32", (96, 64), "transposed"),
+        "second": ("uint4_g32", (128, 96), "rows"),
+        "third": ("uint4_g32", (64, 128), "transposed"),
+        "third_bias": ("FLOAT", (64,), "rows"),
+        "fourth": ("int8_channel", (32, 64), "rows"),
+    }
+    reasons = {each.name: each.reason for each in plans}
+    assert reasons["fourth"] == "gives an output, so not below 8 bits"
+    assert reasons["third_bias"] == "not the weight of a MatMul, Gemm or Conv"
+
+
+def test_a_convolution_is_a_matrix_of_all_that_makes_one_output(tmp_path):
+    plans = {each.name: each for each in _plan(save(cnn(), tmp_path), "int4").tensors}
+    assert {name: plans[name].shape for name in ("c1", "c2", "c3")} == {
+        "c1": (32, 27),
+        "c2": (32, 36),
+        "c3": (64, 32),
+    }
+    assert {plans[name].storage for name in ("c1", "c2", "c3", "fc")} == {"int8_channel"}
+
+
+def test_columns_that_groups_do_not_divide_fall_back_to_8_bits_by_channel(tmp_path):
+    node = helper.make_node("MatMul", ["x", "w"], ["a"])
+    after = helper.make_node("Relu", ["a"], ["y"])
+    made = graph([node, after], {"w": values(50, 48)}, {"x": ["n", 50]}, {"y": ["n", 48]})
+    (plan,) = _plan(save(made, tmp_path), "int4").tensors
+    assert (plan.storage, plan.fallback_from) == ("int8_channel", "uint4_g32")
+
+
+def test_weights_that_something_else_uses_stay_float(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("ReduceSum", ["w"], ["b"], keepdims=0),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("MatMul", ["c", "v"], ["y"]),
+    ]
+    weights = {"w": values(64, 96), "v": values(96, 64)}
+    made = graph(nodes, weights, {"x": ["n", 64]}, {"y": ["n", 64]})
+    plans = {each.name: each.grid for each in _plan(save(made, tmp_path)).tensors}
+    assert plans["w"] is None
+    assert plans["v"] is not None
+
+
+def test_initializers_that_nothing_uses_are_dropped(tmp_path):
+    made = mlp()
+    made.graph.initializer.append(numpy_helper.from_array(values(64, 64), "left_over"))
+    (dropped,) = _plan(save(made, tmp_path)).dropped
+    assert (dropped.name, dropped.reason) == ("left_over", "nothing in the graph uses it")
+
+
+def test_a_quantized_graph_is_refused(tmp_path):
+    made = qconv.convert(save(mlp(), tmp_path / "mlp"), to="onnx:w8", out=tmp_path, threads=1)
+    again = made.artifacts[0].files[0].parent
+    with pytest.raises(Unsupported, match="the graph is quantized already .* such as MatMulNBits"):
+        _plan(again)
+
+
+def test_a_graph_without_products_has_nothing_to_quantize(tmp_path):
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    made = graph([node], {"w": values(64, 64)}, {"x": [64, 64]}, {"y": [64, 64]})
+    with pytest.raises(Unsupported, match="no MatMul, Gemm or Conv of the graph multiplies by"):
+        _plan(save(made, tmp_path))
+
+
+def test_half_precision_is_carried_and_not_quantized(tmp_path):
+    made = mlp()
+    for tensor in made.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    with pytest.raises(Unsupported, match="export the model in float32"):
+        _plan(save(made, tmp_path))
+    plans = _plan(save(made, tmp_path), "fp32").tensors
+    assert {each.storage for each in plans} == {"FLOAT16"}
+
+
+@pytest.mark.parametrize(("opset", "target", "needed"), [(17, "int4_qdq", 21), (11, "int4", 13)])
+def test_an_opset_that_lacks_the_operator_is_refused(tmp_path, opset, target, needed):
+    path = save(mlp(opset=opset), tmp_path)
+    with pytest.raises(Unsupported, match=f"opset {opset}, but .* needs opset {needed}; convert"):
+        _plan(path, target)
+
+
+def test_float16_is_not_made_of_a_float32_graph(tmp_path):
+    with pytest.raises(Unsupported, match="onnx:fp16 is not made from an .onnx source"):
+        _plan(save(mlp(), tmp_path), "fp16")
+
+
+def test_a_cache_is_not_made_of_a_graph_without(tmp_path):
+    with pytest.raises(UsageError, match="option 'kv_cache' means nothing for an .onnx source"):
+        _plan(save(mlp(), tmp_path), "w8,kv_cache=false")
+
+
+@pytest.mark.parametrize("target", ["gguf:q8_0", "safetensors:int4"])
+def test_a_backend_that_does_not_read_graphs_says_who_does(tmp_path, target):
+    path = save(mlp(), tmp_path)
+    with pytest.raises(Unsupported, match=f"{target} cannot be made from a source of kind 'onnx'"):
+        qconv.plan(path, to=target)
+
+
+def test_constants_in_another_file_are_not_lost(tmp_path):
+    constant = helper.make_node(
+        "Constant", [], ["w"], value=numpy_helper.from_array(values(64, 96), "constant")
+    )
+    node = helper.make_node("MatMul", ["x", "w"], ["a"])
+    last = helper.make_node("MatMul", ["a", "v"], ["y"])
+    weights = {"v": values(96, 32)}
+    made = graph([constant, node, last], weights, {"x": ["n", 64]}, {"y": ["n", 32]})
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save_model(
+        made,
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    with pytest.raises(Unsupported, match="its values lie in another file; save the model with"):
+        _plan(folder)
+
+
+def test_a_value_from_nowhere_is_unreadable(tmp_path):
+    made = mlp()
+    made.graph.node[1].input[0] = "nobody"
+    with pytest.raises(UnreadableInput, match="takes 'nobody', which nothing gives"):
+        _plan(save(made, tmp_path))
+
+
+def test_a_node_without_an_operator_is_unreadable(tmp_path):
+    made = mlp()
+    made.graph.node[1].ClearField("op_type")
+    with pytest.raises(UnreadableInput, match=r"node '' \(\) has no type; check it with"):
+        _plan(save(made, tmp_path))
