@@ -9,6 +9,7 @@ static: as integer, but on scales known beforehand: QuantizeLinear and Dequantiz
 input, each product with a pair of its own, or onnxruntime fuses one of those that share it only
 channel: DequantizeLinear by output channel before the MatMul
 conv: the same before a Conv
+rows: looked up in tables of 8-bit codes, each row on a scale of its own
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Rewriter:
     def _nodes(self, stored: Stored, place: Place, out: str) -> list[ir.Node]:
         """What takes the place, its last node giving the result."""
         if isinstance(place, Lookup):
-            return self._rows(stored, place.x, out)
+            by_row = stored.operator == "rows"
+            return (self._taken if by_row else self._rows)(stored, place.x, out)
         if isinstance(place, Convolution):
             return self._convolution(stored, place.nodes[-1], out)
         multiply = {
@@ -149,6 +151,16 @@ class Rewriter:
             f"qconv_rows_of_{columns}_{dimensions}", [0] * dimensions + [columns], ir.DataType.INT64
         )
         return [*nodes, taken, _node("Reshape", [taken.outputs[0], whole], out)]
+
+    def _taken(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        import onnx_ir as ir
+
+        codes, scale = stored.parts
+        to_float = {"to": ir.DataType.FLOAT.value}
+        taken = _node("Gather", [codes, x], f"{out}_codes", {"axis": 0})
+        floats = _node("Cast", [taken.outputs[0]], f"{out}_floats", to_float)
+        scales = _node("Gather", [scale, x], f"{out}_scale", {"axis": 0})
+        return [taken, floats, scales, _node("Mul", [floats.outputs[0], scales.outputs[0]], out)]
 
     def _blocked(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         attributes = {"axis": 0, "block_size": stored.block}

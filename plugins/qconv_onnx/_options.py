@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qconv.plugin import PlanRequest
 
 #: How a quantized weight is computed with: see ``_operators``.
-Operator = Literal["nbits", "blocked", "integer", "static", "channel", "conv"]
+Operator = Literal["nbits", "blocked", "integer", "static", "channel", "conv", "rows"]
 
 #: Operator, bits, columns per scale, symmetric.
 _QUANTIZED: Mapping[str, tuple[Operator, int, int | None, bool]] = {

@@ -113,8 +113,8 @@ def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
             f"plugin author: grid {value.grid.name} came to onnx, which stores uniform grids"
         )
     scale = _array(value.parameters["scale"])
-    if operator == "conv":
-        return [_array(value.codes), scale[:, 0]]
+    if operator in {"conv", "rows"}:
+        return [_array(value.codes), scale]
     if operator in {"integer", "channel"}:
         return [_array(value.codes.T), scale[:, 0]]
     if operator == "static":

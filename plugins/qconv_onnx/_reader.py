@@ -38,7 +38,7 @@ class _Weight:
     """A quantized weight as the graph computes with it.
 
     kind: ``blocks`` of a row, (out, blocks, bytes); ``blocked`` or by ``channel``, (in, out); of a
-        ``kernel``, (out, in, sizes)
+        ``kernel`` or table, by row, (out, ...)
     bits: of a code
     block: columns per scale
     scale: initializer of the scales
@@ -101,6 +101,8 @@ class OnnxReader:
                 found.append(self._blocks(node))
             elif node.op_type == "DequantizeLinear" and node.input[0] in self._stored:
                 found.append(self._decoded(node))
+            elif node.op_type == "Gather" and self._is_codes(node.input[0]):
+                found.append(self._rows(node))
             elif node.op_type == "MatMulInteger" and node.input[1] in self._stored:
                 found.append(self._integer(node))
         return found
@@ -146,6 +148,21 @@ class OnnxReader:
         rows, *others = self._shape(node, node.input[0])
         columns = prod(others)
         parts = (node.input[0], node.input[1])
+        return self._weight(node, parts, None, (rows, columns), "kernel", bits=8, block=columns)
+
+    def _is_codes(self, name: str) -> bool:
+        return name in self._stored and name.endswith(_SUFFIX)
+
+    def _rows(self, node: onnx.NodeProto) -> _Weight:
+        """A table of which rows are taken: their scales are, too, and multiplied with them."""
+        rows, columns = self._shape(node, node.input[0])
+        users = {name: user for user in self._model.graph.node for name in user.input}
+        product = users.get(users[node.output[0]].output[0]) if node.output[0] in users else None
+        taken = [self._made.get(name) for name in (product.input if product else ())]
+        scales = [str(each.input[0]) for each in taken if each and each.op_type == "Gather"]
+        if not scales:
+            raise self._foreign(node, node.input[0])
+        parts = (node.input[0], scales[0])
         return self._weight(node, parts, None, (rows, columns), "kernel", bits=8, block=columns)
 
     def _integer(self, node: onnx.NodeProto) -> _Weight:
@@ -229,7 +246,7 @@ class OnnxReader:
         codes = self._array(weight.codes).astype("float32")
         scale = self._array(weight.scale)
         if weight.kind == "kernel":
-            by_row: np.ndarray[Any, Any] = scale[:, None] * codes.reshape(weight.info.shape)
+            by_row: np.ndarray[Any, Any] = scale.reshape(-1, 1) * codes.reshape(weight.info.shape)
             return by_row
         if weight.kind == "blocked":
             scale = scale.repeat(weight.block, axis=0)

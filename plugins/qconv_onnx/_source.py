@@ -40,7 +40,8 @@ class SourceGraph(Exported):
     """The graph of a source.
 
     kernels: weights that it convolves with, and does nothing else, and their sizes
-    lookups: weights that it only takes rows of, or multiplies by as well
+    lookups: weights that it takes rows of
+    multiplied: weights that it multiplies by, of these, too
     heads: products that are outputs, but for a bias and the like
     opset: of the ONNX standard
     is_decoder: it predicts tokens from keys and values of earlier ones
@@ -48,6 +49,7 @@ class SourceGraph(Exported):
 
     kernels: Mapping[str, tuple[int, ...]]
     lookups: frozenset[str]
+    multiplied: frozenset[str]
     heads: frozenset[str]
     opset: int
     is_decoder: bool
@@ -97,6 +99,7 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
             if arrangement_of(places) == "flat"
         },
         "lookups": frozenset(name for name in found if Lookup in kinds[name]),
+        "multiplied": frozenset(name for name in found if Product in kinds[name]),
         "heads": frozenset(
             name
             for name, places in found.items()

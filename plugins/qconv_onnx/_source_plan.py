@@ -53,8 +53,8 @@ _SINCE: dict[Operator, int] = {
 #: Bits that a head has at least.
 _LEAST_OF_HEAD = 8
 
-#: Tables of fewer values than this stay float: positions, types of segments.
-_TABLE = 1 << 20
+#: Tables of fewer values than this stay float, such as types of segments.
+_TABLE = 1 << 14
 
 #: Columns per scale of tables where the format has none.
 _BLOCK = 32
@@ -135,15 +135,18 @@ def _factor(scheme: Scheme, operator: Operator, graph: SourceGraph, info: Tensor
 
 
 def _table(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment | str:
-    """Rows are looked up, in blocks of 8 bits; a product with the table is by the same blocks."""
+    """Rows are looked up at 8 bits: by row, or in the blocks that the format or a product has."""
     columns, block = info.shape[1], scheme.group_size or _BLOCK
+    shared = info.name in graph.multiplied
     if info.numel < _TABLE:
         return "a small table stays float"
     if scheme.embedding is None or (info.name in graph.heads and scheme.head is None):
         return "a table stays float here"
+    if not shared and (scheme.group_size is None or columns % block):
+        return _Treatment(operator="rows", reason="a table, 8 bits by row")
     if columns % block:
         return f"a table of {columns} columns, no multiple of {block}, stays float"
-    return _Treatment(operator="nbits", reason="a table, 8 bits")
+    return _Treatment(operator="nbits", reason="a table, 8 bits in blocks")
 
 
 def _shape(graph: SourceGraph, info: TensorInfo) -> tuple[int, int]:
@@ -162,11 +165,10 @@ def _quantized(
     is_table = info.name in graph.lookups
     grid = _grid(scheme, operator, bits=8 if is_table else scheme.bits)
     wanted = _grid(scheme, scheme.operator or operator, bits=scheme.bits)
-    parts = (
-        _kernel_parts(graph.kernels[info.name])
-        if operator == "conv"
-        else quantized_parts(operator, shape, grid)
-    )
+    if operator in {"conv", "rows"}:
+        parts = _row_parts(operator, info.shape)
+    else:
+        parts = quantized_parts(operator, shape, grid)
     arrangement = "flat" if operator == "conv" else graph.products.get(info.name, "rows")
     return PlannedTensor(
         name=info.name,
@@ -197,10 +199,12 @@ def _grid(scheme: Scheme, operator: Operator, *, bits: int) -> UniformGrid:
     )
 
 
-def _kernel_parts(sizes: tuple[int, ...]) -> tuple[Part, ...]:
+def _row_parts(operator: Operator, sizes: tuple[int, ...]) -> tuple[Part, ...]:
+    """Codes as the weight lies in the source; a Conv has its scales in one dimension."""
+    scales = sizes[:1] if operator == "conv" else (sizes[0], 1)
     return (
         Part(suffix=CODES, type="INT8", shape=sizes, by_rows=True),
-        Part(suffix=SCALE, type="FLOAT", shape=sizes[:1], by_rows=True),
+        Part(suffix=SCALE, type="FLOAT", shape=scales, by_rows=True),
     )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_sources import cnn, decoded, mlp, run, save, values
+from onnx import helper
+from onnx_sources import cnn, decoded, graph, mlp, run, save, values
 
 import qconv
 
@@ -48,3 +49,30 @@ def test_a_cnn_computes_with_its_decoded_weights(tmp_path, target):
         _ROUNDED if target == "w8a8" else _EXACT
     )
     assert 0.0005 < _off(wanted, run(model, x)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("target", "storage"),
+    [
+        ("w8,accuracy_level=1", "uint8_g32"),
+        ("int4,accuracy_level=1", "uint8_g32"),
+        ("w8a8", "int8_channel"),
+    ],
+)
+def test_rows_of_a_table_are_looked_up_as_decoded(tmp_path, target, storage):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=7),
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["y"]),
+    ]
+    weights = {"table": values(600, 64), "w": values(64, 96)}
+    model = graph(nodes, weights, {"x": ["n", "s"]}, {"y": ["n", "s", 96]})
+    made = qconv.convert(save(model, tmp_path / "m"), to=f"onnx:{target}", out=tmp_path, threads=1)
+    plans = {each.name: each for each in made.plan.targets[0].tensors.tensors}
+    assert plans["table"].storage == storage
+    artifact = made.artifacts[0].files[0].parent
+    x = np.array([[0, 599, 3], [7, 7, 300]], dtype=np.float32)
+    wanted = run(decoded(model, artifact), x)
+    found = run(artifact / "model.onnx", x)
+    assert _off(found, wanted) < (_ROUNDED if target == "w8a8" else _EXACT)
+    assert 0.0005 < _off(wanted, run(model, x)) < 0.3
