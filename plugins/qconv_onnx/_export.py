@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import BrokenPlugin, Unsupported
 
 from ._failures import summary
+from ._norms import divide_by_roots
 from ._places import Lookup, Product, arrangement_of, find_places
 from ._signature import ALL, NEW, PAST, signature_of
 
@@ -76,6 +77,7 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
         skeleton = build_skeleton(info, dtype)
         signature = signature_of(skeleton, kv_cache=kv_cache)
         model = _export(info, signature)
+    divide_by_roots(model)
     used = _name_weights(model, skeleton)
     _name_axes(model, signature)
     return Exported(
