@@ -16,6 +16,7 @@ MODULES = (
     "qconv.grids",
     "qconv.inspection",
     "qconv.jit",
+    "qconv.memory",
     "qconv.planning",
     "qconv.plugin",
     "qconv.statistics",
