@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
+from qconv._artifacts import ArtifactReader, Runtime
 from qconv._events import (
     ArtifactFinished,
     BlockStarted,
@@ -77,6 +78,7 @@ __all__ = [
     "PlanRequest",
     "Rounder",
     "RowOrder",
+    "Runtime",
     "Source",
     "SourceSpec",
     "TensorFinished",
@@ -287,23 +289,11 @@ class Layout:
     places: Mapping[str, tuple[Place, ...]]
 
 
-class ArtifactReader(Protocol):
-    """An artifact opened for reading, by a reader independent of the writer."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """The artifact's tensors by artifact name."""
-        ...
-
-    def read(self, name: str) -> torch.Tensor:
-        """Decode one tensor to float32, shape as in the artifact."""
-        ...
-
-
 class Backend(Protocol):
     """Writes one family of formats. Pure functions: the host does all reading and writing.
 
     Inputs are never modified. Equal inputs give equal bytes. ``encode`` runs on several threads.
+    A backend may also have ``runtime(path, context)``, see :class:`Runtime`.
     """
 
     def plan_tensors(self, request: PlanRequest) -> TensorPlans:
@@ -536,6 +526,7 @@ class BackendSpec:
     """A backend a plugin offers; ``load`` imports and returns its class, called with nothing.
 
     reads: kinds of sources that it plans from
+    recognizes: whether a file or folder is an artifact of it; looks at names only
     """
 
     name: str
@@ -543,6 +534,7 @@ class BackendSpec:
     formats: tuple[FormatSpec, ...]
     options: tuple[OptionSpec, ...] = ()
     reads: tuple[Kind, ...] = ("safetensors", "gguf")
+    recognizes: Callable[[Path], bool] | None = None
     load: Callable[[], Callable[[], Backend]]
     api_version: int
 

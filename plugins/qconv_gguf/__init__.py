@@ -8,6 +8,7 @@ from qconv.plugin import BackendSpec, FormatSpec, OptionSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from qconv.plugin import Backend
 
@@ -54,9 +55,15 @@ def qconv_backends() -> Iterator[BackendSpec]:
         summary="GGUF files for llama.cpp and everything built on it",
         formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
         options=_OPTIONS,
+        recognizes=_recognizes,
         load=_load,
         api_version=1,
     )
+
+
+def _recognizes(path: Path) -> bool:
+    """One file."""
+    return path.suffix == ".gguf" and path.is_file()
 
 
 def _load() -> Callable[[], Backend]:

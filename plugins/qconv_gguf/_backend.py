@@ -123,8 +123,8 @@ class GgufBackend:
 
         return GgufReader(path)
 
-    def runtime(self, path: Path) -> LlamaCpp:
-        """Load a file into llama.cpp itself.
+    def runtime(self, path: Path, context: int = 512) -> LlamaCpp:
+        """Load a file into llama.cpp itself. context: most tokens at once.
 
         Raises:
             BrokenPlugin: the ``llama-cpp`` extra is not installed.
@@ -132,7 +132,7 @@ class GgufBackend:
         """
         from ._llama_cpp import LlamaCpp
 
-        return LlamaCpp(path)
+        return LlamaCpp(path, n_ctx=context)
 
 
 def _stem(model: ModelInfo) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,6 +144,16 @@ class LlamaCpp:
         return UnreadableInput(f"{path}: llama.cpp refuses it: {said}; write it again")
 
     @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return "llama.cpp"
+
+    @property
+    def version(self) -> str:
+        """That of the wheel which brings it; llama.cpp itself counts builds only."""
+        return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens."""
         return int(self._library.llama_vocab_n_tokens(self._vocab))
@@ -193,13 +204,12 @@ class LlamaCpp:
         self._library.llama_memory_clear(memory, _ERASE)
         return self._decode(ids, 0)
 
-    def generate(self, prompt: str, max_tokens: int) -> str:
-        """Continue ``prompt`` with the likeliest token each time, until one ends the text.
+    def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Go on with the likeliest token each time, until one ends the text; that one is left out.
 
         Raises:
-            UsageError: the prompt and ``max_tokens`` do not fit ``n_ctx``.
+            UsageError: no tokens, or more than ``n_ctx`` with ``max_tokens`` more.
         """
-        ids = self.tokenize(prompt)
         if len(ids) + max_tokens > self._n_ctx:
             raise UsageError(
                 f"{len(ids)} tokens of prompt and {max_tokens} more exceed n_ctx={self._n_ctx}; "
@@ -213,7 +223,7 @@ class LlamaCpp:
                 break
             made.append(best)
             scores = self._decode([best], len(ids) + len(made) - 1)
-        return self.detokenize(made)
+        return made
 
     def _decode(self, ids: Sequence[int], start: int) -> torch.Tensor:
         import numpy as np

@@ -8,6 +8,7 @@ from qconv.plugin import BackendSpec, FormatSpec, OptionSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from qconv.plugin import Backend
 
@@ -68,9 +69,15 @@ def qconv_backends() -> Iterator[BackendSpec]:
         formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
         options=_OPTIONS,
         reads=("safetensors", "gguf", "onnx"),
+        recognizes=_recognizes,
         load=_load,
         api_version=1,
     )
+
+
+def _recognizes(path: Path) -> bool:
+    """A folder with a graph, or the graph in it."""
+    return path.suffix == ".onnx" if path.is_file() else (path / "model.onnx").is_file()
 
 
 def _load() -> Callable[[], Backend]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qconv.tensors import QuantTensor
 
     from ._export import Exported
+    from ._onnxruntime import OnnxRuntime
     from ._options import Scheme
     from ._source import SourceGraph
 
@@ -106,6 +107,17 @@ class OnnxBackend:
         from ._reader import OnnxReader
 
         return OnnxReader(path)
+
+    def runtime(self, path: Path, context: int = 512) -> OnnxRuntime:
+        """Load a folder into onnxruntime. context: most tokens at once.
+
+        Raises:
+            BrokenPlugin: onnxruntime, or a library that it needs, is not installed.
+            UnreadableInput: onnxruntime refuses the folder.
+        """
+        from ._onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(path, context=context)
 
     def _exported(self, model: ModelInfo, scheme: Scheme) -> Exported:
         """The graph; layout gets the one that was planned with, and other targets, too."""

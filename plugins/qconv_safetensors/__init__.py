@@ -10,6 +10,7 @@ from ._sources import source_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from qconv.plugin import Backend, SourceSpec
 
@@ -71,6 +72,7 @@ def qconv_backends() -> Iterator[BackendSpec]:
         summary="Hugging Face checkpoints for vLLM, SGLang and transformers",
         formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
         options=_OPTIONS,
+        recognizes=_recognizes,
         load=_load,
         api_version=1,
     )
@@ -80,6 +82,13 @@ def qconv_backends() -> Iterator[BackendSpec]:
 def qconv_sources() -> Iterator[SourceSpec]:
     """Offer to read quantized checkpoints."""
     yield from source_specs()
+
+
+def _recognizes(path: Path) -> bool:
+    """A folder with weights and a config, or a file of the weights in it."""
+    if path.is_file():
+        return path.name.endswith((".safetensors", ".safetensors.index.json"))
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
 def _load() -> Callable[[], Backend]:

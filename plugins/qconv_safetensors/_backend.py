@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qconv.tensors import QuantTensor
 
     from ._options import Scheme
+    from ._transformers import Transformers
 
 #: Companions that say how a source was quantized or split, which the artifact says itself.
 _STALE = frozenset(
@@ -106,6 +107,17 @@ class SafetensorsBackend:
         from ._reader import SafetensorsReader
 
         return SafetensorsReader(path)
+
+    def runtime(self, path: Path, context: int = 512) -> Transformers:
+        """Load a folder into transformers. context: most tokens at once.
+
+        Raises:
+            BrokenPlugin: transformers, or a library that it needs, is not installed.
+            UnreadableInput: transformers refuses the folder.
+        """
+        from ._transformers import Transformers
+
+        return Transformers(path, context=context)
 
 
 def _stem(model: ModelInfo) -> str:

@@ -18,7 +18,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     for path in parser.parse_args().files:
         with LlamaCpp(path) as engine:
-            print(f"\n{path.name}, as llama.cpp runs it:\n  {engine.generate(PROMPT, 48).strip()}")
+            text = engine.detokenize(engine.generate(engine.tokenize(PROMPT), 48))
+            print(f"\n{path.name}, as llama.cpp runs it:\n  {text.strip()}")
 
 
 if __name__ == "__main__":

@@ -104,4 +104,5 @@ def test_a_rendered_conversation_has_the_same_ids(written, tokenizer):
 def test_the_quantized_model_still_knows_the_capital_of_france(written):
     question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     with LlamaCpp(written["q4_k_m"]) as engine:
-        assert "Paris" in engine.generate(question, 24)
+        made = engine.generate(engine.tokenize(question), 24)
+        assert "Paris" in engine.detokenize(made)

@@ -7,9 +7,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from qconv.errors import BrokenPlugin, UsageError
+from qconv.errors import BrokenPlugin, QconvError, UnreadableInput, Unsupported, UsageError
 from qconv.plugin import (
     Backend,
     BackendSpec,
@@ -19,6 +20,7 @@ from qconv.plugin import (
     MethodSpec,
     ModelInfo,
     Rounder,
+    Runtime,
     Source,
     SourceSpec,
     Transform,
@@ -124,6 +126,61 @@ class Host:
             BrokenPlugin: its plugin is broken, or it cannot be loaded.
         """
         return cast("Backend", self._load(self.backend_spec(name), Backend))
+
+    def backend_of(self, path: Path) -> BackendSpec:
+        """The backend that ``path`` is an artifact of.
+
+        Raises:
+            UnreadableInput: there is nothing, or nothing that a backend knows.
+            UsageError: it is an artifact of several.
+            BrokenPlugin: a backend cannot tell.
+        """
+        if not path.exists():
+            raise UnreadableInput(f"{path}: no such file or folder; check the path")
+        found = [spec for spec in self.backends if spec.recognizes and self._knows(spec, path)]
+        if not found:
+            names = [spec.name for spec in self.backends if spec.recognizes]
+            raise UnreadableInput(
+                f"{path}: no artifact of a known format (backends that were asked: "
+                f"{listing(names)}); name a file or folder that qconv wrote"
+            )
+        if len(found) > 1:
+            names = [spec.name for spec in found]
+            raise UsageError(
+                f"{path}: holds artifacts of several backends ({listing(names)}); "
+                "name the one file that is meant"
+            )
+        return found[0]
+
+    def _knows(self, spec: BackendSpec, path: Path) -> bool:
+        try:
+            with contained(f"plugin author: backend '{spec.name}': recognizes()"):
+                return bool(spec.recognizes is not None and spec.recognizes(path))
+        except PluginFault as fault:
+            owner = self.owner(spec)
+            raise BrokenPlugin(
+                f"{owner.label}: {fault}; {DISABLE}={owner.entry_point} leaves the plugin out"
+            ) from fault
+
+    def runtime(self, path: Path, context: int) -> Runtime:
+        """``path`` in the engine that its backend has for it. context: most tokens at once.
+
+        Raises:
+            Unsupported: the backend has no engine.
+            BrokenPlugin: the engine, or what it needs, is not installed.
+            UnreadableInput: the engine refuses the artifact; and as :meth:`backend_of` raises.
+        """
+        spec = self.backend_of(path)
+        load = getattr(self.backend(spec.name), "runtime", None)
+        if load is None:
+            raise Unsupported(
+                f"{path}: backend '{spec.name}' runs no artifacts; run it where it belongs"
+            )
+        try:
+            with contained(f"backend '{spec.name}': runtime()", QconvError):
+                return cast("Runtime", load(path, context))
+        except PluginFault as fault:
+            raise BrokenPlugin(f"{self.owner(spec).label}: {fault}") from fault
 
     def source_spec(self, name: str) -> SourceSpec:
         """The source called ``name``; raises as :meth:`method_spec` does."""

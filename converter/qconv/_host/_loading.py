@@ -190,6 +190,11 @@ def _check_backend(spec: BackendSpec, what: str) -> None:
         raise PluginFault(
             f"plugin author: {what}: formats must be a tuple of FormatSpec, not empty"
         )
+    if spec.recognizes is not None and not callable(spec.recognizes):
+        raise PluginFault(
+            f"plugin author: {what}: recognizes is {_typed(spec.recognizes)}; "
+            "it must be a function of a path that says whether it is an artifact of it"
+        )
     _check_names(f"{what}: format", spec.formats)
     _check_options(spec, what)
 

@@ -1,0 +1,82 @@
+"""What reads and runs an artifact once it is written. Public by way of :mod:`qconv.plugin`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+    from qconv.plugin import TensorInfo
+
+
+class ArtifactReader(Protocol):
+    """An artifact opened for reading, by a reader independent of the writer."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The artifact's tensors by artifact name."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Decode one tensor to float32, shape as in the artifact."""
+        ...
+
+
+class Runtime(Protocol):
+    """An artifact loaded into the engine that people will run it with. A context manager.
+
+    A backend that has one gives it from ``runtime(path, context)``, context: the most tokens at
+    once. That raises BrokenPlugin, with what to install, where the engine is missing, and
+    UnreadableInput where the engine refuses the file.
+    """
+
+    @property
+    def engine(self) -> str:
+        """The engine's name, e.g. ``llama.cpp``."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The engine's version."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a prompt, begun as the artifact says; ``<s>`` and the like are known."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens are left out."""
+        ...
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits after every token: (len(ids), vocabulary) float32.
+
+        Raises:
+            UsageError: no tokens, or more than ``context``.
+        """
+        ...
+
+    def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Go on with the likeliest token each time, until one ends the text; that one is left out.
+
+        Raises:
+            UsageError: no tokens, or all together more than ``context``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the artifact."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,188 @@
+"""transformers and onnxruntime behind the runtime protocol; llama.cpp has a file of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf_models import byte_level_files, llama_config, save_model
+
+from qconv._host import host_of, load_plugins
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
+from qconv.plugin import BackendSpec, FormatSpec, hookimpl
+
+IDS = [3 + 7 * n % 500 for n in range(24)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers", reason="pip install 'qconv[calibration]'")
+    return save_model(tmp_path_factory.mktemp("m") / "tiny", llama_config(), byte_level_files())
+
+
+@pytest.fixture(scope="module")
+def graph(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """The checkpoint as an ONNX folder in float32, with or without keys and values kept."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="pip install 'qconv[onnx]'")
+    import qconv
+
+    def write(kv_cache: bool) -> Path:
+        out = tmp_path_factory.mktemp("onnx")
+        target = f"onnx:fp32,kv_cache={str(kv_cache).lower()}"
+        return qconv.convert(checkpoint, to=target, out=out, threads=1).artifacts[0].files[0].parent
+
+    return write
+
+
+def expected(checkpoint: Path) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor([IDS])).logits[0]
+
+
+def greedy(runtime: Any, ids: list[int], count: int) -> list[int]:
+    made: list[int] = []
+    while len(made) < count:
+        made.append(int(runtime.logits(ids + made)[-1].argmax()))
+    return made
+
+
+def test_transformers_runs_what_it_loads(checkpoint: Path) -> None:
+    with load_plugins().runtime(checkpoint, 64) as runtime:
+        assert runtime.engine == "transformers"
+        assert torch.allclose(runtime.logits(IDS), expected(checkpoint), atol=1e-5)
+        ids = runtime.tokenize("The quick brown fox")
+        assert runtime.detokenize(ids) == "The quick brown fox"
+        assert runtime.generate(ids, 6) == greedy(runtime, ids, 6)
+        assert runtime.generate(ids, 0) == []
+
+
+@pytest.mark.parametrize("kv_cache", [True, False])
+def test_onnxruntime_runs_what_it_loads(
+    checkpoint: Path, graph: Callable[[bool], Path], kv_cache: bool
+) -> None:
+    with load_plugins().runtime(graph(kv_cache), 64) as runtime:
+        assert runtime.engine == "onnxruntime"
+        assert torch.allclose(runtime.logits(IDS), expected(checkpoint), atol=1e-4)
+        ids = runtime.tokenize("The quick brown fox")
+        assert runtime.detokenize(ids) == "The quick brown fox"
+        assert runtime.generate(ids, 6) == greedy(runtime, ids, 6)
+        assert runtime.generate(ids, 0) == []
+        for wrong in ([], [1] * 65):
+            with pytest.raises(UsageError, match=r"between 1 and 64 can be computed; raise the"):
+                runtime.logits(wrong)
+
+
+def test_a_text_ends_where_the_checkpoint_says(checkpoint: Path, tmp_path: Path) -> None:
+    with load_plugins().runtime(checkpoint, 64) as runtime:
+        ids = runtime.tokenize("The quick brown fox")
+        made = runtime.generate(ids, 6)
+    end = next(token for token in made if token != made[0])
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [end], "do_sample": True, "temperature": 9.0})
+    )
+    with load_plugins().runtime(tmp_path, 64) as runtime:
+        assert runtime.generate(ids, 6) == made[: made.index(end)]
+        with pytest.raises(UsageError, match=r"24 tokens and 41 more, but between 1 and 64"):
+            runtime.generate(IDS, 41)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x08" + bytes(20))
+    with pytest.raises(UnreadableInput, match=r"transformers [\d.]+ refuses it: .*run it in an"):
+        load_plugins().runtime(tmp_path, 64)
+
+
+def test_a_damaged_graph_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'qconv[onnx]'")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"\x08" + bytes(20))
+    with pytest.raises(UnreadableInput, match=r"onnxruntime [\d.]+ refuses it: .*write it again"):
+        load_plugins().runtime(tmp_path, 64)
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("transformers", r"missing: pip install 'qconv\[calibration\]'"),
+        ("onnxruntime", r"onnxruntime is missing: pip install 'qconv\[onnx\]'"),
+    ],
+)
+def test_a_missing_engine_names_the_extra(
+    missing: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    path = tmp_path / {"transformers": "model.safetensors", "onnxruntime": "model.onnx"}[missing]
+    path.touch()
+    with pytest.raises(BrokenPlugin, match=says):
+        load_plugins().runtime(path, 64)
+
+
+def test_what_no_backend_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableInput, match=r"nothing: no such file or folder; check the path"):
+        load_plugins().backend_of(tmp_path / "nothing")
+    with pytest.raises(UnreadableInput, match=r"no artifact of a known format .*gguf, onnx, safe"):
+        load_plugins().backend_of(tmp_path)
+
+
+def test_a_folder_of_two_backends_is_ambiguous(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "model.onnx"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"several backends \(onnx, safetensors\); name the one"):
+        load_plugins().backend_of(tmp_path)
+    assert load_plugins().backend_of(tmp_path / "model.onnx").name == "onnx"
+
+
+class Bare:
+    def plan_tensors(self, request: Any) -> None: ...
+    def layout(self, request: Any, plans: Any) -> None: ...
+    def encode(self, plan: Any, value: Any) -> None: ...
+    def open(self, path: Any) -> None: ...
+
+
+class Failing(Bare):
+    def runtime(self, path: Any, context: Any) -> None:
+        raise RuntimeError("no luck")
+
+
+class Plugin:
+    def __init__(self, made: type, recognizes: Any) -> None:
+        self.made, self.recognizes = made, recognizes
+
+    @hookimpl
+    def qconv_backends(self) -> Any:
+        yield BackendSpec(
+            name="bare",
+            summary="",
+            formats=(FormatSpec(name="f", summary=""),),
+            recognizes=self.recognizes,
+            load=lambda: self.made,
+            api_version=1,
+        )
+
+
+def test_a_backend_without_an_engine_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"backend 'bare' runs no artifacts; run it where"):
+        host_of(Plugin(Bare, lambda path: True), "p").runtime(tmp_path, 64)
+
+
+def test_what_a_backend_raises_becomes_a_sentence_about_it(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPlugin, match=r"backend 'bare': runtime\(\) failed: .*no luck"):
+        host_of(Plugin(Failing, lambda path: True), "p").runtime(tmp_path, 64)
+    with pytest.raises(BrokenPlugin, match=r"backend 'bare': recognizes\(\) failed: ZeroDivision"):
+        host_of(Plugin(Bare, lambda path: 1 // 0), "p").backend_of(tmp_path)
+    record = host_of(Plugin(Bare, "yes"), "p").listing()[0]
+    assert "recognizes is a str; it must be a function of a path" in record.reason
