@@ -114,7 +114,8 @@ class OnnxRuntime:
         self._check(ids, max_tokens)
         cached = any(name.startswith(_PAST) for name in self._inputs)
         made: list[int] = []
-        new, kept = list(ids), {}
+        new = list(ids)
+        kept: dict[str, np.ndarray[Any, Any]] = {}
         while len(made) < max_tokens:
             start = len(ids) + len(made) - len(new)
             found = self._run(new, start, kept)

@@ -36,12 +36,12 @@ class Transformers:
             raise BrokenPlugin(
                 "transformers is needed here but missing: pip install 'qconv[calibration]'"
             ) from error
-        self._library = transformers
+        self._library: Any = transformers
         given = {"trust_remote_code": False, "local_files_only": True}
         with _quiet(transformers), self._refusals():
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, **given)
-            model = transformers.AutoModelForCausalLM.from_pretrained(self._folder, **given)
-        self._model: Any = model.eval()
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(self._folder, **given)
+        self._model = model.eval()
         self._ends = _ends(self._model)
 
     @contextlib.contextmanager
