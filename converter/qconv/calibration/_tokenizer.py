@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,16 @@ class ModelTokenizer:
             return self._ids(document.text, special=True)
         return self._ids(rendered, special=False)
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, marked where the tokenizer marks it."""
+        return self._ids(text, special=True)
+
+    def rendered(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """A conversation as the template writes it; None where there is none, or it refuses."""
+        if not self.has_template:
+            return None
+        return self._templated(list(messages))
+
     def plain(self, document: Document) -> list[list[int]]:
         """Token ids of what the document says, message by message, with nothing added."""
         texts = [content for _, content in document.messages] or [document.text]
@@ -72,7 +82,11 @@ class ModelTokenizer:
         return [] if marked else self._ids("\n\n", special=False)
 
     def _rendered(self, document: Document) -> str | None:
-        messages = [{"role": role, "content": content} for role, content in document.messages]
+        return self._templated(
+            [{"role": role, "content": content} for role, content in document.messages]
+        )
+
+    def _templated(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
         except ImportError as error:

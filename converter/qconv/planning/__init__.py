@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qconv.planning._accounting import unused_tensors
 from qconv.planning._borders import arranged_shape, matrix_shape
 from qconv.planning._calibrated import CalibrationPlan, group_blocks, plan_calibration
 from qconv.planning._json import PlanJson
@@ -35,4 +36,5 @@ __all__ = [
     "rows_apart",
     "source_facts",
     "tensor_nbytes",
+    "unused_tensors",
 ]

@@ -29,7 +29,8 @@ class TensorResult:
     relative_error: ``||decoded - source|| / ||source||``; None where it was not compared
     cosine: between decoded and source; None where it was not compared
     limit: what ``relative_error`` may be on this grid; None where it has no limit
-    sampled: share of the values that were looked at, 0 to 1
+    sampled: share of the values that were decoded and looked at, 0 to 1
+    rescaled: it is the source's with channels rescaled, as AWQ and SmoothQuant do, and compared so
     faults: what is wrong with it, in words; empty when nothing is
     """
 
@@ -41,6 +42,7 @@ class TensorResult:
     cosine: float | None = None
     limit: float | None = None
     sampled: float = 1.0
+    rescaled: bool = False
     faults: tuple[str, ...] = ()
 
 
@@ -228,7 +230,7 @@ def worst(statuses: Iterable[Status]) -> Status:
     return next((status for status in _WORST_FIRST if status in seen), "unmeasured")
 
 
-def to_json(value: object) -> Any:
+def to_json(value: object) -> Any:  # noqa: ANN401 - whatever the record holds, made of JSON types
     """Records, mappings and sequences as JSON-able data; numbers that are not finite as None."""
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}

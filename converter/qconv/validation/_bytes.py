@@ -1,0 +1,251 @@
+"""Depth ``bytes``: every tensor accounted for, decoded by an independent reader, and compared.
+
+Peak memory: one tensor in float32, what its reader takes to decode it, and slabs of the source;
+for a tensor that a method rescaled, its source in float32, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from qconv.conversion._work import Rows
+from qconv.errors import QconvError
+from qconv.planning import matrix_shape
+from qconv.validation._comparison import Comparison, compare
+from qconv.validation._likeness import whose_values
+from qconv.validation._limits import bits_limit, float_limit, grid_limit, sampled_rows
+from qconv.validation._rescaling import rescaled
+from qconv.validation._results import TensorResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    import torch
+
+    from qconv._sources import OpenedSource
+    from qconv.conversion._slabs import Job
+    from qconv.plugin import TensorInfo, TensorPlan
+    from qconv.validation._matching import Match
+
+    Progress = Callable[[str, int, int], None]
+
+#: Columns per block where the grid is not known.
+_COLUMNS = 32
+
+#: Names listed in a message; the rest is counted.
+_LISTED = 8
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytesFound:
+    """What the bytes of an artifact gave. faults: of the artifact; tensors have their own."""
+
+    tensors: tuple[TensorResult, ...]
+    faults: tuple[str, ...]
+
+
+def check_bytes(
+    match: Match,
+    source: OpenedSource,
+    *,
+    progress: Progress,
+    budget: int | None = None,
+    plain: bool = False,
+) -> BytesFound:
+    """Account for every tensor, and compare them with the source.
+
+    progress: called with a tensor's name, weights done and weights to do
+    budget: values to decode at most, of the first and last tensors of every kind; None: all
+    plain: no step of the method rescales channels, so a rescaled weight is a wrong one
+    """
+    reading = _Reading(match=match, source=source, plain=plain)
+    there = match.reader.tensors
+    jobs = [(job, plan) for job, plan in match.jobs() if plan.name in there]
+    chosen = _chosen([plan.name for _, plan in jobs], match, budget)
+    total = sum(there[name].numel for name in chosen)
+    results, done = [], 0
+    for job, plan in jobs:
+        if plan.name not in chosen:
+            results.append(replace(_described(match, plan), sampled=0.0))
+            continue
+        results.append(reading.checked(job, plan))
+        done += there[plan.name].numel
+        progress(plan.name, done, total)
+    results = _without_stray_rescalings(results)
+    return BytesFound(tensors=tuple(results), faults=tuple(_unaccounted(match)))
+
+
+def _unaccounted(match: Match) -> list[str]:
+    """Tensors that are missing, and such as nothing of the source explains."""
+    there = match.reader.tensors
+    planned = {plan.name: plan for plan in match.plans}
+    missing = [
+        f"{name!r}" + (f" (of {', '.join(plan.sources)})" if plan.sources != (name,) else "")
+        for name, plan in planned.items()
+        if name not in there
+    ]
+    extra = [f"{name!r}" for name in there if name not in planned]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} tensors are missing: {_listed(missing)}")
+    if extra:
+        faults.append(f"{len(extra)} tensors are none of the source's: {_listed(extra)}")
+    return faults
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _chosen(names: Sequence[str], match: Match, budget: int | None) -> Collection[str]:
+    """The tensors to decode: of every kind (a name without numbers) the first, then the last.
+
+    The smallest come first, and at least one tensor comes.
+    """
+    if budget is None:
+        return set(names)
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
+    sizes = {name: match.reader.tensors[name].numel for name in names}
+    firsts = sorted((each[0] for each in kinds.values()), key=lambda name: sizes[name])
+    lasts = sorted((each[-1] for each in kinds.values()), key=lambda name: sizes[name])
+    chosen: set[str] = set()
+    for name in dict.fromkeys([*firsts, *lasts]):
+        if chosen and sum(sizes[each] for each in chosen) + sizes[name] > budget:
+            continue
+        chosen.add(name)
+    return chosen
+
+
+def _described(match: Match, plan: TensorPlan) -> TensorResult:
+    """A tensor before it is decoded."""
+    info = match.reader.tensors[plan.name]
+    grid = match.grid(plan)
+    return TensorResult(
+        name=plan.name,
+        shape=info.shape,
+        grid=info.dtype if grid is None else grid.name,
+        bits_per_weight=8 * info.nbytes / max(1, info.numel),
+    )
+
+
+def _without_stray_rescalings(results: list[TensorResult]) -> list[TensorResult]:
+    """Vectors that were changed are norms beside rescaled weights; without such they are wrong."""
+    if any(each.rescaled and len(each.shape) > 1 for each in results):
+        return results
+    return [
+        replace(each, rescaled=False, faults=(*each.faults, _far(each.relative_error, each.limit)))
+        if each.rescaled
+        else each
+        for each in results
+    ]
+
+
+def _far(error: float | None, limit: float | None) -> str:
+    return f"relative error {error:.4g}, where its type allows {limit:.4g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """Artifact and source while tensors are compared."""
+
+    match: Match
+    source: OpenedSource
+    plain: bool
+
+    def checked(self, job: Job, plan: TensorPlan) -> TensorResult:
+        """Decode and compare one tensor."""
+        described = _described(self.match, plan)
+        if described.shape != plan.shape and _squeezed(described.shape) != _squeezed(plan.shape):
+            fault = f"its shape is {described.shape}, but the source makes it {plan.shape}"
+            return replace(described, faults=(fault,))
+        try:
+            found = self.match.reader.read(plan.name).reshape(job.rows, job.columns)
+        except (QconvError, ValueError, RuntimeError) as error:
+            return replace(described, faults=(f"it cannot be decoded: {error}",))
+        return self._judged(job, plan, described, found)
+
+    def _judged(
+        self, job: Job, plan: TensorPlan, described: TensorResult, found: torch.Tensor
+    ) -> TensorResult:
+        limit, columns = self._limit(job, plan), self._columns(job, plan)
+
+        def expected(start: int, stop: int) -> torch.Tensor:
+            return self._expected(job, plan, start, stop)
+
+        comparison = compare(found, expected, columns, allowed=limit)
+        changed = math.isfinite(comparison.relative_error) and (
+            bool(comparison.faults) or comparison.relative_error > limit
+        )
+        if changed and not self.plain:
+            again = self._rescaled(job, plan, found, columns, limit)
+            if again is not None:
+                return replace(
+                    described,
+                    relative_error=again.relative_error,
+                    cosine=again.cosine,
+                    limit=limit,
+                    rescaled=True,
+                )
+        faults = list(comparison.faults)
+        if comparison.relative_error > limit:
+            faults.insert(0, _far(comparison.relative_error, limit))
+            faults += whose_values(found, plan, self.source)
+        return replace(
+            described,
+            relative_error=comparison.relative_error,
+            cosine=comparison.cosine,
+            limit=limit,
+            faults=tuple(faults),
+        )
+
+    def _rescaled(
+        self, job: Job, plan: TensorPlan, found: torch.Tensor, columns: int, limit: float
+    ) -> Comparison | None:
+        """The comparison with the source's channels rescaled; None where that explains nothing."""
+        source = self._expected(job, plan, 0, job.rows).float()
+        if job.rows == 1:
+            return compare(found, lambda a, b: source[a:b], columns, allowed=None)
+        near = rescaled(source, found)
+        if near is None:
+            return None
+        again = compare(found, lambda a, b: near[a:b], columns, allowed=limit)
+        return None if again.faults or again.relative_error > limit else again
+
+    def _expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        rows = Rows(source=self.source, job=job, start=start, stop=stop).stored(plan)
+        order: Any = getattr(plan, "value_order", None)  # of vectors, which are one row to the host
+        return rows if order is None else rows[:, torch.tensor(list(order.index))]
+
+    def _columns(self, job: Job, plan: TensorPlan) -> int:
+        grid = self.match.grid(plan)
+        return min(job.columns, _COLUMNS if grid is None else grid.columns(job.columns))
+
+    def _limit(self, job: Job, plan: TensorPlan) -> float:
+        info = self.match.reader.tensors[plan.name]
+        grid = self.match.grid(plan)
+        if grid is None:
+            return float_limit(info.dtype) or _bits_limit(info)
+        import torch
+
+        rows = [self._expected(job, plan, at, at + 1) for at in sampled_rows(job.rows)]
+        return grid_limit(grid, torch.cat(rows).float())
+
+
+def _bits_limit(info: TensorInfo) -> float:
+    return bits_limit(8 * info.nbytes / max(1, info.numel))
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without outer dimensions of size one, which formats need not keep; see ``matrix_shape``."""
+    rows, columns = matrix_shape(shape)
+    return (rows, columns)

@@ -1,0 +1,177 @@
+"""One decoded tensor beside the values it was made from: how far off, and where it is wrong.
+
+A tensor with one wrong scale among a million is as good as ever on the whole, so errors are kept
+block by block: as many columns of a row as share one fit on the grid. A block is wrong when it is
+further from the source than zeros would be, or when all its errors point one way, as they do when
+a zero-point is off by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    Rows = Callable[[int, int], torch.Tensor]
+
+#: Values compared at a time: a few such slabs stay in a core's cache.
+_SLAB = 1 << 18
+
+#: A block further off than this, and than the grid's error allows eight times over, is wrong:
+#: zeros in its place would be off by 1.
+_WORSE_THAN_ZEROS, _TIMES_GRID = 1.2, 8.0
+
+#: Of a block that holds next to nothing of its row, no error is told.
+_TINY = 1e-3
+
+#: Errors that all have the same sign make this share of their root mean square; so far beyond what
+#: chance does in blocks of 16 and more. An error of a whole step is 3.5 times that of rounding to
+#: the nearest, whose root mean square is 1/sqrt(12) of a step.
+_ONE_WAY, _SHIFT, _SHIFT_COLUMNS = 0.92, 2.5, 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What comparing a tensor gave.
+
+    relative_error, cosine: as in :class:`qconv.validation.TensorResult`; NaN where not finite
+    faults: in words, without the tensor's name
+    """
+
+    relative_error: float
+    cosine: float
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Sums over blocks, each (rows, blocks of a row) float32."""
+
+    error: torch.Tensor
+    source: torch.Tensor
+    found: torch.Tensor
+    bias: torch.Tensor
+    columns: int
+
+
+def compare(
+    found: torch.Tensor, expected: Rows, columns: int, *, allowed: float | None
+) -> Comparison:
+    """Compare a decoded tensor with its source, in slabs of rows.
+
+    Peak memory beside ``found``: four sums per block, and some slabs.
+
+    found: (rows, columns of the tensor) float32
+    expected: rows ``start:stop`` of the source
+    columns: of a row that share one fit
+    allowed: relative error that the grid may have; None: only blocks are judged
+    """
+    import torch
+
+    if not found.numel():
+        return Comparison(relative_error=0.0, cosine=1.0)
+    parts, dot = [], 0.0
+    for start, stop in slabs(found.shape[0], found.shape[1]):
+        mine, theirs = found[start:stop], expected(start, stop).to(torch.float32)
+        parts.append(_summed(mine, theirs, columns))
+        dot += float((mine * theirs).sum(dtype=torch.float64))
+    blocks = _joined(parts)
+    error, source, size = (
+        float(each.sum(dtype=torch.float64)) for each in (blocks.error, blocks.source, blocks.found)
+    )
+    if not math.isfinite(error):
+        return Comparison(relative_error=math.nan, cosine=math.nan, faults=(_not_finite(found),))
+    relative = _ratio(error, source)
+    cosine = dot / math.sqrt(source * size) if source and size else float(source == size)
+    faults = tuple(_judged(blocks, relative, allowed))
+    return Comparison(relative_error=relative, cosine=cosine, faults=faults)
+
+
+def slabs(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of about as many values as are compared at a time."""
+    step = max(1, _SLAB // max(1, columns))
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def _ratio(error: float, source: float) -> float:
+    """Of norms, from their squares; infinite where there should be nothing, and is something."""
+    if source:
+        return math.sqrt(error / source)
+    return math.inf if error else 0.0
+
+
+def _summed(found: torch.Tensor, expected: torch.Tensor, columns: int) -> _Blocks:
+    """The sums of a slab; columns that fill no whole block make one more."""
+    import torch
+
+    error = found - expected
+    whole = found.shape[1] // columns * columns
+    ones = torch.ones(columns)  # a product is twice as fast as a sum over a short dimension
+    sums = []
+    for value in (error * error, expected * expected, found * found, error):
+        by_block = (value[:, :whole].reshape(-1, columns) @ ones).view(len(value), -1)
+        if whole < value.shape[1]:
+            by_block = torch.cat([by_block, value[:, whole:].sum(-1, keepdim=True)], dim=1)
+        sums.append(by_block)
+    error_sum, source_sum, found_sum, bias = sums
+    return _Blocks(error_sum, source_sum, found_sum, bias, columns)
+
+
+def _joined(parts: list[_Blocks]) -> _Blocks:
+    import torch
+
+    error, source, found, bias = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("error", "source", "found", "bias")
+    )
+    return _Blocks(error, source, found, bias, parts[0].columns)
+
+
+def _not_finite(found: torch.Tensor) -> str:
+    import torch
+
+    bad = torch.nonzero(~torch.isfinite(found))
+    if not len(bad):
+        return "the values are so large that their squares overflow"
+    row, column = (int(at) for at in bad[0])
+    more = f", and {len(bad) - 1} more values are" if len(bad) > 1 else ""
+    return f"row {row}, column {column} is {float(found[row, column])}{more} not finite"
+
+
+def _judged(blocks: _Blocks, relative: float, allowed: float | None) -> Iterator[str]:
+    """What is wrong with single blocks, worst kinds first."""
+    import torch
+
+    mean = blocks.source.mean(dtype=torch.float64)
+    counts = blocks.source > _TINY * mean
+    error = torch.sqrt(blocks.error / blocks.source.clamp_min(1e-30))
+    typical = max(float(error[counts].median()) if bool(counts.any()) else 0.0, 1e-9)
+    beyond = max(_WORSE_THAN_ZEROS, _TIMES_GRID * min(typical, relative, allowed or math.inf))
+    empty = counts & (blocks.found == 0)
+    wild = counts & (error > beyond)
+    yield from _told(blocks, empty, "decode to zeros only (a scale of zero?)")
+    yield from _told(blocks, wild, "further from the source than zeros would be (a wrong scale?)")
+    grown = ~counts & (blocks.error > mean)
+    yield from _told(blocks, grown, "hold large values where the source has next to nothing")
+    if blocks.columns >= _SHIFT_COLUMNS:
+        one_way = blocks.bias.abs() > _ONE_WAY * torch.sqrt(blocks.columns * blocks.error)
+        shifted = counts & one_way & (error > _SHIFT * typical) & ~wild & ~empty
+        yield from _told(blocks, shifted, "shifted as a whole (a zero-point off?)")
+
+
+def _told(blocks: _Blocks, wrong: torch.Tensor, what: str) -> Iterator[str]:
+    import torch
+
+    found = torch.nonzero(wrong)
+    if not len(found):
+        return
+    row, block = (int(at) for at in found[0])
+    first = block * blocks.columns
+    where = f"row {row}, columns {first} to {first + blocks.columns - 1}"
+    count = f"{len(found)} of {wrong.numel()} blocks" if len(found) > 1 else "a block"
+    yield f"{count} {what}: {'first ' if len(found) > 1 else ''}{where}"

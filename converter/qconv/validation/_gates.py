@@ -1,0 +1,261 @@
+"""Gates: figures beside limits, by the class of grid that most of an artifact's weights lie on.
+
+The limits stand about twice above figures that are published for sound files of each class
+(llama.cpp's scoreboards, evaluations of compressed-tensors formats), so that a sound file passes
+and a broken one does not. Small models lose more on the same grid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qconv.errors import UsageError
+from qconv.validation._results import (
+    ArtifactResult,
+    GateResult,
+    LogitsResult,
+    Status,
+    TensorResult,
+)
+
+Relation = Literal["<=", ">="]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a class may lose. kl, kl_p99: nats; top1: share; ppl: ratio."""
+
+    kl: float
+    kl_p99: float | None
+    top1: float
+    ppl: float
+
+
+#: By class, finest first, with the fewest bits per weight (as stored) that are of it.
+CLASSES: Mapping[str, tuple[float, Limits]] = {
+    "float": (12.0, Limits(kl=5e-4, kl_p99=5e-3, top1=0.995, ppl=1.001)),
+    "8-bit": (7.3, Limits(kl=0.005, kl_p99=0.05, top1=0.97, ppl=1.005)),
+    "8-bit, inputs too": (7.3, Limits(kl=0.02, kl_p99=0.25, top1=0.95, ppl=1.02)),
+    "6-bit": (6.0, Limits(kl=0.012, kl_p99=0.12, top1=0.955, ppl=1.01)),
+    "5-bit": (5.0, Limits(kl=0.025, kl_p99=0.3, top1=0.94, ppl=1.015)),
+    "4-bit": (4.0, Limits(kl=0.06, kl_p99=0.7, top1=0.90, ppl=1.04)),
+    "3-bit": (2.9, Limits(kl=0.15, kl_p99=1.5, top1=0.86, ppl=1.12)),
+    "2-bit": (0.0, Limits(kl=0.6, kl_p99=None, top1=0.75, ppl=1.6)),
+}
+
+#: A class is the coarsest that holds this share of the weights of the blocks.
+_SHARE = 0.25
+
+#: Models of fewer weights than this lose about twice as much (divergence) on the same grid.
+_SMALL, _SMALL_FACTOR = 1_000_000_000, 2.0
+
+#: Beyond its default limit a figure is a warning, beyond this many times as much it is a failure.
+_FAILS_AT = 2.0
+
+_IN_BLOCK = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Figure:
+    """A figure that can be gated."""
+
+    relation: Relation
+    of: Callable[[ArtifactResult], float | None]
+    what: str
+
+
+def _worst_ratio(result: ArtifactResult) -> float | None:
+    ratios = [
+        each.relative_error / each.limit
+        for each in result.tensors
+        if each.relative_error is not None and each.limit
+    ]
+    return max(ratios, default=None)
+
+
+def _worst_error(result: ArtifactResult) -> float | None:
+    errors = [each.relative_error for each in result.tensors if each.relative_error is not None]
+    return max(errors, default=None)
+
+
+def _predicted(figure: Callable[[LogitsResult], float]) -> Callable[[ArtifactResult], float | None]:
+    """A figure of the decoded weights' logits."""
+    return lambda result: None if result.logits is None else figure(result.logits)
+
+
+def _vram(result: ArtifactResult) -> float | None:
+    if result.vram is None:
+        return None
+    return float(result.vram.high if result.vram.measured is None else result.vram.measured)
+
+
+#: By the name that ``--gate`` takes.
+FIGURES: Mapping[str, _Figure] = {
+    "weights": _Figure(
+        relation="<=", of=_worst_ratio, what="error of the worst tensor / what its grid allows"
+    ),
+    "error": _Figure(relation="<=", of=_worst_error, what="relative error of the worst tensor"),
+    "block": _Figure(
+        relation="<=",
+        of=lambda result: result.blocks[-1].relative_error if result.blocks else None,
+        what="relative error after the last block",
+    ),
+    "kl": _Figure(
+        relation="<=",
+        of=_predicted(lambda logits: logits.kl.mean),
+        what="mean KL divergence, nats",
+    ),
+    "kl_p99": _Figure(
+        relation="<=",
+        of=_predicted(lambda logits: logits.kl.p99),
+        what="KL divergence, 99th percentile",
+    ),
+    "top1": _Figure(
+        relation=">=",
+        of=_predicted(lambda logits: logits.same_top1),
+        what="share of positions with the same likeliest token",
+    ),
+    "top5": _Figure(
+        relation=">=",
+        of=_predicted(lambda logits: logits.top5_overlap),
+        what="share of the five likeliest tokens",
+    ),
+    "ppl": _Figure(
+        relation="<=",
+        of=_predicted(lambda logits: logits.perplexity_ratio),
+        what="perplexity / the source's",
+    ),
+    "rms": _Figure(
+        relation="<=",
+        of=_predicted(lambda logits: logits.rms_probability),
+        what="RMS change of the true token's probability",
+    ),
+    "vram": _Figure(relation="<=", of=_vram, what="bytes of memory on the device"),
+}
+
+#: Those that model runs give, which have default limits by class.
+_PREDICTIONS = ("kl", "kl_p99", "top1", "ppl")
+
+
+def check_names(gates: Mapping[str, float]) -> None:
+    """Refuse gates that there are none of, and limits that are no numbers above zero.
+
+    Raises:
+        UsageError: names the gates there are.
+    """
+    for name, limit in gates.items():
+        if name not in FIGURES:
+            raise UsageError(f"there is no gate {name!r}; choose from {', '.join(sorted(FIGURES))}")
+        if not limit >= 0:
+            raise UsageError(f"gate {name!r}: its limit {limit!r} must be a number from 0 up")
+
+
+def grid_class(tensors: Sequence[TensorResult], *, inputs: bool) -> str:
+    """The class of an artifact. inputs: the runtime quantizes inputs of linears, too."""
+    weights: dict[str, int] = {}
+    for each in _linears(tensors):
+        name = next(key for key, (bits, _) in CLASSES.items() if each.bits_per_weight >= bits)
+        if name == "8-bit" and inputs:
+            name = "8-bit, inputs too"
+        weights[name] = weights.get(name, 0) + _numel(each.shape)
+    total = sum(weights.values())
+    held = 0
+    for name in reversed(list(CLASSES)):
+        held += weights.get(name, 0)
+        if held and held >= _SHARE * total:
+            return name
+    return "float"
+
+
+def _linears(tensors: Sequence[TensorResult]) -> list[TensorResult]:
+    """Matrices inside blocks; all matrices where no name has a number."""
+    matrices = [each for each in tensors if len(each.shape) > 1]
+    return [each for each in matrices if _IN_BLOCK.search(each.name)] or matrices
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def judge(
+    result: ArtifactResult, gates: Mapping[str, float], *, weights: int, reason: str
+) -> tuple[GateResult, ...]:
+    """Every gate: those asked for, and the defaults that they do not replace.
+
+    gates: limits by name
+    weights: of the model
+    reason: why predictions are unmeasured, where they are
+    """
+    found = [_default(result, "weights", 1.0, "what rounding on the grid loses, 2.5 times over")]
+    small = weights < _SMALL
+    limits = CLASSES[result.grid_class][1]
+    for name in _PREDICTIONS:
+        limit = getattr(limits, name)
+        if limit is None:
+            continue
+        why = f"default for {result.grid_class}"
+        if small and name.startswith("kl"):
+            limit, why = limit * _SMALL_FACTOR, f"{why}, doubled below 1 B weights"
+        found.append(_default(result, name, limit, why, reason))
+    named = {each.name: each for each in found}
+    for name, limit in gates.items():
+        named[name] = _asked(result, name, limit, reason)
+    return tuple(named.values())
+
+
+def _asked(result: ArtifactResult, name: str, limit: float, reason: str) -> GateResult:
+    figure = FIGURES[name]
+    value = figure.of(result)
+    status: Status = "unmeasured" if value is None else "fail"
+    if value is not None and _holds(value, limit, figure.relation):
+        status = "pass"
+    return GateResult(
+        name=name,
+        value=value,
+        limit=limit,
+        relation=figure.relation,
+        status=status,
+        why=reason if value is None else "as asked for",
+    )
+
+
+def _default(
+    result: ArtifactResult, name: str, limit: float, why: str, reason: str = "nothing was decoded"
+) -> GateResult:
+    figure = FIGURES[name]
+    value = figure.of(result)
+    status: Status = "unmeasured"
+    if value is not None:
+        status = _status(name, value, limit)
+    return GateResult(
+        name=name,
+        value=value,
+        limit=limit,
+        relation=figure.relation,
+        status=status,
+        why=reason if value is None else why,
+    )
+
+
+def _status(name: str, value: float, limit: float) -> Status:
+    relation = FIGURES[name].relation
+    if _holds(value, limit, relation):
+        return "pass"
+    near = name != "weights" and _holds(value, _beyond(name, limit), relation)
+    return "warn" if near else "fail"
+
+
+def _beyond(name: str, limit: float) -> float:
+    """Where a warning becomes a failure: twice as far from nothing lost."""
+    lossless = {"top1": 1.0, "ppl": 1.0}.get(name, 0.0)
+    return lossless + _FAILS_AT * (limit - lossless)
+
+
+def _holds(value: float, limit: float, relation: Relation) -> bool:
+    return value <= limit if relation == "<=" else value >= limit

@@ -1,0 +1,67 @@
+"""How far a decoded tensor may be from its source: what its grid does to a sample of its own rows.
+
+A fixed table would be wrong for some tensor: outliers make the same grid ten times as coarse. So a
+few rows are rounded to nearest on the grid itself. A method that minds the inputs may lose more of
+the weight than that (GPTQ trades it for less error of the output), but not several times as much;
+and zero-points that are all off by one make it 3.5 times as much.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from qconv.errors import QconvError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.grids import Grid
+
+#: Of the error of rounding to nearest.
+_MARGIN = 2.5
+
+#: Rows that are rounded to find it.
+_SAMPLE = 32
+
+#: Largest relative rounding error of float dtypes, half a unit in the last place; with room for
+#: values so small that they lose bits.
+_FLOATS = {"F64": 1e-12, "F32": 1e-7, "F16": 2.0**-10, "BF16": 2.0**-8}
+
+#: Where the grid is not known: rounding a normal distribution to ``2^bits`` steps in groups of 32
+#: to 128 leaves about ``1.6 * 2^-bits``; bits as stored count the scales, too.
+_GAUSSIAN = 1.6 * 2**0.5
+
+
+def sampled_rows(rows: int) -> list[int]:
+    """Rows to try the grid on, spread over all."""
+    step = max(1, rows // _SAMPLE)
+    return list(range(0, rows, step))[:_SAMPLE]
+
+
+def float_limit(stored: str) -> float | None:
+    """The largest relative error of a float type; None for what is none."""
+    return _FLOATS.get(stored)
+
+
+def grid_limit(grid: Grid, sample: torch.Tensor) -> float:
+    """The largest relative error on a grid.
+
+    sample: (rows, columns) float32, of the source
+    """
+    import torch
+
+    if not bool(torch.isfinite(sample).all()) or not bool(sample.any()):
+        return 1.0
+    try:
+        codes, parameters = grid.quantize(sample.contiguous())
+    except QconvError:
+        return bits_limit(grid.bits_per_weight((sample.shape[0], sample.shape[1])))
+    error = grid.decode(codes, parameters) - sample
+    relative = math.sqrt(float((error * error).sum()) / float((sample * sample).sum()))
+    return min(1.0, _MARGIN * relative + 1e-6)
+
+
+def bits_limit(bits_per_weight: float) -> float:
+    """The largest relative error on a grid of which only its size is known."""
+    return min(1.0, _MARGIN * _GAUSSIAN * math.pow(2.0, -bits_per_weight))

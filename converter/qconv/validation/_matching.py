@@ -1,0 +1,200 @@
+"""Which target an artifact is, and which source rows each of its tensors must hold.
+
+The answer is the backend's own plan for the source: its format is told, or is the one whose plan is
+nearest to what the artifact holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qconv._host import normalise
+from qconv._sources import whole_tensor
+from qconv.conversion._slabs import make_jobs
+from qconv.errors import QconvError, UnreadableInput, UsageError
+from qconv.planning import TargetPlan, unused_tensors
+from qconv.plugin import Layout, PlanRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from qconv._host import Host, Target
+    from qconv._sources import OpenedSource
+    from qconv.conversion._slabs import Job
+    from qconv.grids import ActivationGrid, Grid
+    from qconv.plugin import (
+        ArtifactReader,
+        Backend,
+        BackendSpec,
+        EncodedTensor,
+        TensorPlan,
+        TensorPlans,
+    )
+
+#: Backend that a file's suffix speaks for; it is tried first. Folders speak for none.
+_BY_SUFFIX = {".gguf": "gguf", ".onnx": "onnx", ".safetensors": "safetensors"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """An artifact, opened, beside the backend's plan of the source.
+
+    target: the plan; its layout may be empty
+    exact: every tensor is stored as the plan says
+    """
+
+    path: Path
+    target: TargetPlan
+    reader: ArtifactReader
+    exact: bool
+
+    @property
+    def label(self) -> str:
+        """``gguf:q4_k_m``."""
+        return self.target.label
+
+    @property
+    def plans(self) -> tuple[TensorPlan, ...]:
+        """What should be there, in file order."""
+        return self.target.tensors.tensors
+
+    def jobs(self) -> list[tuple[Job, TensorPlan]]:
+        """Every planned tensor, and the source rows it is made of, in file order."""
+        jobs = make_jobs(self.target.request.model, [self.target])
+        found = {plan.name: (job, plan) for job in jobs for _, plan in job.uses}
+        return [found[plan.name] for plan in self.plans]
+
+    @property
+    def encoded(self) -> Mapping[str, EncodedTensor]:
+        """What the reader says of quantized tensors; a reader need not say anything."""
+        encoded: Mapping[str, EncodedTensor] = getattr(self.reader, "encoded", {})
+        return encoded
+
+    def grid(self, plan: TensorPlan) -> Grid | None:
+        """The grid a tensor lies on, as the artifact says, or as planned; None: not known."""
+        said = self.encoded.get(plan.name)
+        if said is not None:
+            return said.grid
+        stored = self.reader.tensors[plan.name].dtype
+        return plan.grid if plan.grid is not None and _same(plan, stored) else None
+
+    def activation(self, plan: TensorPlan) -> ActivationGrid | None:
+        """How the tensor's input is quantized; None when it is not."""
+        said = self.encoded.get(plan.name)
+        return plan.activation if said is None else said.activation
+
+
+def match(path: Path, source: OpenedSource, host: Host, target: str | None = None) -> Match:
+    """Open an artifact, and find the plan it follows.
+
+    target: what it is, ``gguf:q4_k_m``; None: find out
+
+    Raises:
+        UnreadableInput: no backend can read it, or the one that could finds it damaged.
+        UsageError: an unknown target.
+        QconvError: the source cannot be written in the format of the artifact.
+    """
+    if not path.exists():
+        raise UnreadableInput(f"{path}: no such file or folder; give an artifact to validate")
+    if target is not None:
+        chosen = host.resolve_target(target)
+        backend = host.backend(chosen.backend.name)
+        return _planned(path, source, backend, backend.open(path), [chosen])
+    spec, backend, reader = _opened(path, host)
+    return _planned(path, source, backend, reader, _candidates(path, spec, host))
+
+
+def _opened(path: Path, host: Host) -> tuple[BackendSpec, Backend, ArtifactReader]:
+    """The backend that reads the artifact, asked one after the other.
+
+    Raises:
+        UnreadableInput: none does; the message is that of the backend the suffix speaks for.
+    """
+    first = _BY_SUFFIX.get(path.suffix.lower())
+    refusals: list[str] = []
+    for spec in sorted(host.backends, key=lambda each: each.name != first):
+        backend = host.backend(spec.name)
+        try:
+            return spec, backend, backend.open(path)
+        except (QconvError, ImportError) as error:
+            if spec.name == first:
+                raise
+            refusals.append(f"{spec.name}: {error}")
+    raise UnreadableInput(
+        f"{path}: no backend reads it ({'; '.join(refusals) or 'none is installed'}); "
+        "give an artifact that qconv can write, or name its target"
+    )
+
+
+def _candidates(path: Path, spec: BackendSpec, host: Host) -> list[Target]:
+    """Every format of a backend; those that the artifact is called after come first."""
+    called = normalise(path.name)
+    formats = [each.name for each in spec.formats]
+    ranked = sorted(formats, key=lambda name: (normalise(name) not in called, -len(name)))
+    return [host.resolve_target(f"{spec.name}:{name}") for name in ranked]
+
+
+def _planned(
+    path: Path,
+    source: OpenedSource,
+    backend: Backend,
+    reader: ArtifactReader,
+    candidates: Sequence[Target],
+) -> Match:
+    best: tuple[float, Target, PlanRequest, TensorPlans] | None = None
+    refusal: QconvError | None = None
+    for target in candidates:
+        request = _request(source, target)
+        try:
+            plans = backend.plan_tensors(request)
+        except QconvError as error:
+            refusal = refusal or error
+            continue
+        score = _likeness(plans, reader)
+        if best is None or score > best[0]:
+            best = (score, target, request, plans)
+        if score == 1:
+            break
+    if best is None:
+        raise refusal or UsageError(f"{path}: its backend offers no format to compare it with")
+    score, target, request, plans = best
+    planned = TargetPlan(
+        label=target.label,
+        backend=backend,
+        request=request,
+        tensors=plans,
+        layout=Layout(files=(), places={}),
+        unused=unused_tensors(target.label, source.model, plans),
+    )
+    return Match(path=path, target=planned, reader=reader, exact=score == 1)
+
+
+def _request(source: OpenedSource, target: Target) -> PlanRequest:
+    return PlanRequest(
+        model=source.model,
+        format=target.format,
+        options=target.options,
+        read=partial(whole_tensor, source),
+    )
+
+
+def _likeness(plans: TensorPlans, reader: ArtifactReader) -> float:
+    """Share of names, planned or there, that are both and stored as planned: 0 to 1."""
+    there = reader.tensors
+    names = {plan.name for plan in plans.tensors} | set(there)
+    return sum(_alike(plan, reader) for plan in plans.tensors) / max(1, len(names))
+
+
+def _alike(plan: TensorPlan, reader: ArtifactReader) -> float:
+    info = reader.tensors.get(plan.name)
+    if info is None:
+        return 0.0
+    return 1.0 if _same(plan, info.dtype) else 0.1  # a name counts where no type agrees
+
+
+def _same(plan: TensorPlan, stored: str) -> bool:
+    names = {plan.storage.lower()} if plan.grid is None else {plan.storage.lower(), plan.grid.name}
+    return stored.lower() in names

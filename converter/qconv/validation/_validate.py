@@ -1,0 +1,251 @@
+"""Validation from end to end: artifacts in, their figures and verdicts out."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from qconv._version import __version__
+from qconv.errors import UnreadableInput, Unsupported, UsageError
+from qconv.validation._bytes import BytesFound, check_bytes
+from qconv.validation._files import digests_of, files_of, source_digest
+from qconv.validation._gates import check_names, grid_class, judge
+from qconv.validation._matching import match
+from qconv.validation._model import ModelFound, Running, check_model
+from qconv.validation._results import ArtifactResult, RuntimeResult, Validation, worst
+from qconv.validation._runtime import Engine
+from qconv.validation._tokenizer import tokenizer_faults
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv._host import Host
+    from qconv._sources import OpenedSource
+    from qconv.validation._bytes import Progress
+    from qconv.validation._matching import Match
+
+Depth = Literal["bytes", "model", "runtime"]
+
+#: Windows of held-out text by default, and for a quick look; tokens of each.
+WINDOWS, QUICK_WINDOWS, WINDOW_LENGTH, QUICK_LENGTH = 32, 8, 512, 256
+
+#: Why predictions are unmeasured where nobody asked for them.
+_NOT_RUN = "depth bytes runs no model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to validate, and how.
+
+    target: what the artifacts are, ``gguf:q4_k_m``; None: find out
+    text: held-out text: ``builtin``, which qconv never calibrates on, or files
+    calibrated_on: a file of ``qconv calibrate`` that the windows must share nothing with
+    gates: limits by name, see ``qconv validate --help``
+    """
+
+    artifacts: Sequence[Path]
+    against: Path
+    target: str | None = None
+    depth: Depth = "model"
+    windows: int = WINDOWS
+    window_length: int = WINDOW_LENGTH
+    text: Sequence[str] = ("builtin",)
+    calibrated_on: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_ram: int | None = None
+    gates: Mapping[str, float] = field(default_factory=dict)
+    command: str = ""
+
+
+def run(request: Request, host: Host, *, progress: Progress) -> Validation:
+    """Validate every artifact.
+
+    Raises:
+        UsageError: a gate, depth or target that there is none of.
+        UnreadableInput: the source, or the path of an artifact, cannot be read.
+        QconvError: the source cannot be run.
+    """
+    from qconv._sources import open_source
+
+    check_names(request.gates)
+    if request.depth not in ("bytes", "model", "runtime"):
+        raise UsageError(f"depth {request.depth!r} is none; choose bytes, model or runtime")
+    for path in request.artifacts:
+        if not path.exists():
+            raise UnreadableInput(f"{path}: no such file or folder; give an artifact to validate")
+    with open_source(request.against, host) as source:
+        windows = _Windows(request, source)
+        results = tuple(
+            _Validating(request, host, source, windows, path, progress).result()
+            for path in request.artifacts
+        )
+        digest = source_digest(source)
+    return Validation(
+        qconv_version=__version__,
+        source=request.against.resolve().name,
+        source_digest=digest,
+        settings=_settings(request, windows),
+        environment=_environment(),
+        artifacts=results,
+        status=worst(each.status for each in results),
+        command=request.command,
+    )
+
+
+class _Windows:
+    """The held-out windows, built when the first model is run.
+
+    digest: of the windows; None where none were needed
+    """
+
+    def __init__(self, request: Request, source: OpenedSource) -> None:
+        self._request, self._source = request, source
+        self._tokens: tuple[torch.Tensor, ...] | None = None
+        self.digest: str | None = None
+
+    def tokens(self) -> tuple[torch.Tensor, ...]:
+        if self._tokens is None:
+            from qconv.calibration import Calibration, evaluation_windows, load_calibration
+
+            request, model = self._request, self._source.model
+            # no template: its system prompt would be in every conversation, calibrated on or not
+            settings = Calibration(
+                source=tuple(request.text),
+                windows=request.windows,
+                window_length=request.window_length,
+                chat_template=False,
+            )
+            known = None
+            if request.calibrated_on is not None:
+                known = load_calibration(request.calibrated_on, model).windows
+            found = evaluation_windows(settings, self._source, known)
+            self._tokens, self.digest = found.tokens, found.digest
+        return self._tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Validating:
+    """One artifact under way."""
+
+    request: Request
+    host: Host
+    source: OpenedSource
+    windows: _Windows
+    path: Path
+    progress: Progress
+
+    def result(self) -> ArtifactResult:
+        digests = digests_of(self.path, self.progress)
+        try:
+            matched = match(self.path, self.source, self.host, self.request.target)
+        except UnreadableInput as error:
+            return self._unreadable(digests, error)
+        found = check_bytes(matched, self.source, progress=self.progress)
+        faults = [*found.faults, *self._tokenizer()]
+        made = ModelFound(reason=_NOT_RUN)
+        runtimes: tuple[RuntimeResult, ...] = ()
+        if self.request.depth != "bytes":
+            made, runtimes = self._run(matched)
+            faults += made.faults
+        inputs = any(matched.activation(plan) for plan in matched.plans)
+        result = ArtifactResult(
+            target=matched.label,
+            path=self.path.name,
+            grid_class=grid_class(found.tensors, inputs=inputs),
+            bytes=sum(each.stat().st_size for each in files_of(self.path).values()),
+            bits_per_weight=_bits(found),
+            digests=digests,
+            tensors=found.tensors,
+            blocks=made.blocks,
+            logits=made.logits,
+            runtimes=runtimes,
+            faults=tuple(faults),
+            status="unmeasured",
+        )
+        return self._judged(result, made.reason or _NOT_RUN)
+
+    def _judged(self, result: ArtifactResult, reason: str) -> ArtifactResult:
+        weights = sum(info.numel for info in self.source.model.tensors.values())
+        gates = judge(result, self.request.gates, weights=weights, reason=reason)
+        faulty = bool(result.faults) or any(each.faults for each in result.tensors)
+        statuses = [each.status for each in gates]
+        if self.request.depth == "runtime":
+            statuses += ["unmeasured" for each in result.runtimes if each.reason is not None]
+        return replace(result, gates=gates, status="fail" if faulty else worst(statuses))
+
+    def _unreadable(self, digests: Mapping[str, str], error: UnreadableInput) -> ArtifactResult:
+        result = ArtifactResult(
+            target=self.request.target or "unknown",
+            path=self.path.name,
+            grid_class="float",
+            bytes=sum(each.stat().st_size for each in files_of(self.path).values()),
+            bits_per_weight=0.0,
+            digests=digests,
+            faults=(str(error),),
+            status="fail",
+        )
+        return self._judged(result, "the artifact cannot be read")
+
+    def _tokenizer(self) -> tuple[str, ...]:
+        faults = tokenizer_faults(self.path, self.source.model)
+        return tuple(f"tokenizer: {each}" for each in faults)
+
+    def _run(self, matched: Match) -> tuple[ModelFound, tuple[RuntimeResult, ...]]:
+        request = self.request
+        try:
+            running = Running(
+                windows=self.windows.tokens(),
+                device=request.device,
+                dtype=request.dtype,
+                max_ram=request.max_ram,
+            )
+            if request.depth == "model":
+                return check_model(matched, self.source, running, progress=self.progress), ()
+            with Engine(matched) as engine:
+                made = check_model(
+                    matched, self.source, running, progress=self.progress, engine=engine
+                )
+                return made, (engine.result(),)
+        except (
+            Unsupported
+        ) as error:  # the source is of a kind that cannot be run, which is no fault
+            return ModelFound(reason=str(error)), ()
+
+
+def _bits(found: BytesFound) -> float:
+    weights = bits = 0.0
+    for each in found.tensors:
+        numel = 1
+        for size in each.shape:
+            numel *= size
+        weights += numel
+        bits += numel * each.bits_per_weight
+    return bits / max(1.0, weights)
+
+
+def _settings(request: Request, windows: _Windows) -> dict[str, object]:
+    return {
+        "depth": request.depth,
+        "windows": request.windows,
+        "window_length": request.window_length,
+        "windows_digest": windows.digest,
+        "text": [Path(each).name for each in request.text],
+        "device": request.device,
+        "dtype": request.dtype,
+        "gates": dict(request.gates),
+    }
+
+
+def _environment() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "numpy", "transformers", "gguf", "onnxruntime", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
