@@ -115,7 +115,7 @@ class _Pair:
             mine = stack.enter_context(self.student.begin(self.running.windows))
             try:
                 for number in range(len(self.teacher.blocks)):
-                    blocks.append(self._block(number, theirs, mine))
+                    blocks.append(self._block(number, theirs, mine))  # noqa: PERF401 - kept on failure
             except _Broken as broken:
                 return ModelFound(blocks=tuple(blocks), faults=(str(broken),), reason=str(broken))
             if not self.teacher.is_decoder or self.teacher.head is None:
@@ -132,8 +132,8 @@ class _Pair:
         with self.student.block(number) as artifact, rounded_inputs(artifact, self.activations):
             try:
                 artifact.advance(mine)
-            except UnreadableInput as error:
-                raise _Broken(str(error)) from error
+            except UnreadableInput as problem:
+                raise _Broken(str(problem)) from problem
         for window in range(len(theirs)):
             change = (mine[window] - theirs[window]).double()
             error += float((change * change).sum())
