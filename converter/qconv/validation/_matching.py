@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qconv._host import normalise
 from qconv._sources import whole_tensor
 from qconv.conversion._slabs import make_jobs
-from qconv.errors import QconvError, UnreadableInput, UsageError
+from qconv.errors import QconvError, UsageError
 from qconv.planning import TargetPlan, unused_tensors
 from qconv.plugin import Layout, PlanRequest
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
         TensorPlan,
         TensorPlans,
     )
-
-#: Backend that a file's suffix speaks for; it is tried first. Folders speak for none.
-_BY_SUFFIX = {".gguf": "gguf", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,40 +90,17 @@ def match(path: Path, source: OpenedSource, host: Host, target: str | None = Non
     target: what it is, ``gguf:q4_k_m``; None: find out
 
     Raises:
-        UnreadableInput: no backend can read it, or the one that could finds it damaged.
+        UnreadableInput: no backend knows it, or the one that does finds it damaged.
         UsageError: an unknown target.
         QconvError: the source cannot be written in the format of the artifact.
     """
-    if not path.exists():
-        raise UnreadableInput(f"{path}: no such file or folder; give an artifact to validate")
     if target is not None:
         chosen = host.resolve_target(target)
         backend = host.backend(chosen.backend.name)
         return _planned(path, source, backend, backend.open(path), [chosen])
-    spec, backend, reader = _opened(path, host)
-    return _planned(path, source, backend, reader, _candidates(path, spec, host))
-
-
-def _opened(path: Path, host: Host) -> tuple[BackendSpec, Backend, ArtifactReader]:
-    """The backend that reads the artifact, asked one after the other.
-
-    Raises:
-        UnreadableInput: none does; the message is that of the backend the suffix speaks for.
-    """
-    first = _BY_SUFFIX.get(path.suffix.lower())
-    refusals: list[str] = []
-    for spec in sorted(host.backends, key=lambda each: each.name != first):
-        backend = host.backend(spec.name)
-        try:
-            return spec, backend, backend.open(path)
-        except (QconvError, ImportError) as error:
-            if spec.name == first:
-                raise
-            refusals.append(f"{spec.name}: {error}")
-    raise UnreadableInput(
-        f"{path}: no backend reads it ({'; '.join(refusals) or 'none is installed'}); "
-        "give an artifact that qconv can write, or name its target"
-    )
+    spec = host.backend_of(path)
+    backend = host.backend(spec.name)
+    return _planned(path, source, backend, backend.open(path), _candidates(path, spec, host))
 
 
 def _candidates(path: Path, spec: BackendSpec, host: Host) -> list[Target]:

@@ -7,11 +7,9 @@ in bytes, times in seconds. None where nothing was measured, never zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping  # at run time: schemas are made from the records
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 #: ``warn``: usable, but look at it. ``unmeasured`` never counts as ``pass``.
 Status = Literal["pass", "warn", "fail", "unmeasured"]
@@ -219,7 +217,7 @@ class Validation:
     command: str
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON-able data."""
+        """The result as JSON-able data (``schemas/validation.schema.json``)."""
         made: dict[str, Any] = to_json(self)
         return made
 
@@ -230,14 +228,18 @@ def worst(statuses: Iterable[Status]) -> Status:
     return next((status for status in _WORST_FIRST if status in seen), "unmeasured")
 
 
-def to_json(value: object) -> Any:  # noqa: ANN401 - whatever the record holds, made of JSON types
-    """Records, mappings and sequences as JSON-able data; numbers that are not finite as None."""
+def to_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON has
+    """Records, mappings and sequences as JSON-able data.
+
+    Numbers that are not finite become ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``: null stays for
+    what was not measured.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): to_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

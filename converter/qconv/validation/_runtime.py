@@ -1,7 +1,7 @@
 """Depth ``runtime``: the real engine loads the artifact, and its logits are compared.
 
-A backend offers it as ``runtime(path)``: a :class:`qconv.plugin.Runtime`. Where it does not, or the
-engine is not installed, the depth is unmeasured, with the reason.
+Where its backend has no engine, or the engine is not installed, the depth is unmeasured, with the
+reason.
 """
 
 from __future__ import annotations
@@ -9,45 +9,47 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qconv.errors import QconvError
 from qconv.validation._logits import LogitsSum
 from qconv.validation._results import RuntimeResult
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
-    from qconv.validation._matching import Match
+    from qconv._host import Host
+    from qconv.plugin import Runtime
 
 
 @dataclass(slots=True)
 class Engine:
-    """An engine while it takes windows; a context manager. What fails is kept as the reason."""
+    """An engine while it takes windows; a context manager. What fails is kept as the reason.
 
-    match: Match
+    context: most tokens of a window
+    """
+
+    host: Host
+    path: Path
+    context: int
     name: str = ""
     version: str | None = None
     reason: str | None = None
     seconds: float = 0.0
     _against_source: LogitsSum = field(default_factory=LogitsSum)
     _against_decoded: LogitsSum = field(default_factory=LogitsSum)
-    _runtime: Any = None
+    _runtime: Runtime | None = None
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Engine:  # noqa: PYI034 - Self needs Python 3.11
-        backend: Any = self.match.target.backend
-        self.name = self.match.label.partition(":")[0]
         began = time.monotonic()
         try:
-            if not hasattr(backend, "runtime"):
-                self.reason = f"backend {self.name!r} offers no runtime"
-                return self
-            self._runtime = self._open.enter_context(backend.runtime(self.match.path))
-            self.name = str(getattr(self._runtime, "engine", self.name))
-            version = getattr(self._runtime, "version", None)
-            self.version = None if version is None else str(version)
-        except (QconvError, ImportError) as error:
+            self.name = self.host.backend_of(self.path).name
+            self._runtime = self._open.enter_context(self.host.runtime(self.path, self.context))
+            self.name, self.version = self._runtime.engine, self._runtime.version
+        except QconvError as error:
             self.reason = str(error)
         self.seconds += time.monotonic() - began
         return self
@@ -57,7 +59,7 @@ class Engine:
 
     def take(self, window: torch.Tensor, expected: torch.Tensor, decoded: torch.Tensor) -> None:
         """Run the engine on a window; logits of the source, and of the decoded weights."""
-        if self.reason is not None:
+        if self.reason is not None or self._runtime is None:
             return
         began = time.monotonic()
         try:

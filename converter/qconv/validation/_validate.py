@@ -206,7 +206,8 @@ class _Validating:
             )
             if request.depth == "model":
                 return check_model(matched, self.source, running, progress=self.progress), ()
-            with Engine(matched) as engine:
+            context = max(len(each) for each in running.windows)
+            with Engine(self.host, self.path, context) as engine:
                 made = check_model(
                     matched, self.source, running, progress=self.progress, engine=engine
                 )
