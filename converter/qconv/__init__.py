@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from qconv._version import __version__
 
 if TYPE_CHECKING:
-    from qconv.api import convert, inspect, plan
+    from qconv.api import convert, inspect, plan, validate
     from qconv.calibration import Calibrated, Calibration, add_calibrations, calibrate
     from qconv.conversion import Artifact, Conversion, Transcoding, transcode
     from qconv.inspection import Inspection
     from qconv.planning import Plan, TargetPlan
+    from qconv.validation import Validation
 
 __all__ = [
     "Artifact",
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "TargetPlan",
     "Transcoding",
+    "Validation",
     "__version__",
     "add_calibrations",
     "calibrate",
@@ -34,6 +36,7 @@ __all__ = [
     "inspect",
     "plan",
     "transcode",
+    "validate",
 ]
 
 _HOMES = {
@@ -45,12 +48,14 @@ _HOMES = {
     "Plan": "qconv.planning",
     "TargetPlan": "qconv.planning",
     "Transcoding": "qconv.conversion",
+    "Validation": "qconv.validation",
     "add_calibrations": "qconv.calibration",
     "calibrate": "qconv.calibration",
     "convert": "qconv.api",
     "inspect": "qconv.api",
     "plan": "qconv.api",
     "transcode": "qconv.conversion",
+    "validate": "qconv.api",
 }
 
 

@@ -1,8 +1,8 @@
-"""The Python API: plan, convert, inspect. The command line is a thin layer over these."""
+"""The Python API: plan, convert, validate, inspect. The command line is a thin layer over these."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Transform,
     )
     from qconv.statistics import Statistics
+    from qconv.validation import Depth, Validation
 
 Search = Literal["default", "ggml"]
 StatisticsFrom = Literal["shared", "sequential"]
@@ -115,6 +116,7 @@ def convert(
     threads: int | None = None,
     max_ram: int | None = None,
     resume: bool = True,
+    validate: bool = True,
     observer: Callable[[Event], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint into one artifact per target, in one read of its weights.
@@ -122,6 +124,9 @@ def convert(
     Nothing appears under a final name before it is whole. Takes what :func:`plan` takes, and:
 
     resume: go on from what an interrupted run of the same conversion left
+    validate: read every artifact back before it gets its name: all tensors accounted for, the
+        tokenizer compared, a sample of the weights decoded and compared; see :func:`validate` for
+        the rest
     observer: called with every event of :data:`qconv.plugin.Event`
 
     Raises:
@@ -130,6 +135,7 @@ def convert(
     from qconv._host import load_plugins
     from qconv._sources import open_source
     from qconv.conversion import input_errors, run
+    from qconv.validation import QuickCheck
 
     request = _Request(
         to=to,
@@ -156,9 +162,78 @@ def convert(
         if passes and any(target.tensors.asks_input_errors for target in made.targets):
             found = input_errors(made, checkpoint, steps, passes, observer=watch)
             made = _make_plan(chosen, checkpoint, Path(model), found)
-        return run(
-            made, checkpoint, steps, passes=passes, resume=resume, force=force, observer=watch
+        check = QuickCheck(checkpoint, plain=not chosen.chain.transforms) if validate else None
+        done = run(
+            made,
+            checkpoint,
+            steps,
+            passes=passes,
+            resume=resume,
+            force=force,
+            observer=watch,
+            verify=check,
         )
+    return replace(done, checked=tuple(check.checked) if check else ())
+
+
+def validate(
+    artifacts: str | Path | Sequence[str | Path],
+    against: str | Path,
+    *,
+    target: str | None = None,
+    depth: Depth = "model",
+    windows: int = 32,
+    window_length: int = 512,
+    text: str | Path | Sequence[str | Path] = "builtin",
+    calibrated_on: str | Path | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    max_ram: int | None = None,
+    gates: Mapping[str, float] | None = None,
+    command: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Validation:
+    """Measure artifacts against the checkpoint they were made from.
+
+    A gate that fails is in the result, not an exception: see ``status`` there.
+
+    artifacts: files or folders that a backend reads
+    against: the float checkpoint, as :func:`convert` takes it
+    target: what they are, ``gguf:q4_k_m``; None: found out
+    depth: ``bytes``: every tensor accounted for, decoded and compared, and the tokenizer;
+        ``model``: also both run side by side, block by block, up to the predictions;
+        ``runtime``: also the real engine
+    windows, window_length: of held-out text, and the tokens of each
+    text: ``builtin``, which nothing is calibrated on, or files
+    calibrated_on: a file of :func:`calibrate` that the windows must share nothing with
+    gates: limits by name, e.g. ``{"kl": 0.05, "top1": 0.9}``, in place of the defaults
+    command: what to record as the way to repeat it
+    progress: called with a stage, steps done and steps to do
+
+    Raises:
+        qconv.errors.QconvError: its subclass and message say what is wrong and what to do.
+    """
+    from qconv._host import load_plugins
+    from qconv.validation import Request, run
+
+    given = [artifacts] if isinstance(artifacts, (str, Path)) else artifacts
+    sources = [text] if isinstance(text, (str, Path)) else text
+    request = Request(
+        artifacts=tuple(Path(each) for each in given),
+        against=Path(against),
+        target=target,
+        depth=depth,
+        windows=windows,
+        window_length=window_length,
+        text=tuple(str(each) for each in sources),
+        calibrated_on=None if calibrated_on is None else Path(calibrated_on),
+        device=device,
+        dtype=dtype,
+        max_ram=max_ram,
+        gates=gates or {},
+        command=command,
+    )
+    return run(request, load_plugins(), progress=progress or _unseen)
 
 
 def inspect(
@@ -178,6 +253,10 @@ def inspect(
     from qconv.inspection import inspect as look
 
     return look(path, values=values, progress=progress)
+
+
+def _unseen(stage: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from .inspect import inspect
 from .plan import plan
 from .plugins import plugins
 from .transcode import transcode
+from .validate import validate
 
 #: ``\\b`` keeps the lines of a paragraph of help as they are.
 _EPILOG = """\b
@@ -44,6 +45,9 @@ def build_app() -> typer.Typer:
     )
     app.command("transcode", epilog=_TRANSCODE, short_help="Change the format, not the values.")(
         transcode
+    )
+    app.command("validate", epilog=_VALIDATE, short_help="Measure artifacts against their source.")(
+        validate
     )
     app.command("inspect", epilog=_INSPECT, short_help="Show what a file holds.")(inspect)
     app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and sources.")(
@@ -91,6 +95,16 @@ _TRANSCODE = """\b
 Examples:
   qconv transcode out/smollm2-int4 --to safetensors:gptq -o out
   qconv transcode out/smollm2-int4 --to safetensors:awq --json"""
+
+_VALIDATE = """\b
+Examples:
+  qconv validate out/smollm2-Q4_K_M.gguf --against models/smollm2
+  qconv validate out/smollm2-INT4 --against models/smollm2 --gate kl=0.05 --gate top1=90%
+  qconv validate out/smollm2-Q8_0.gguf --against models/smollm2 --depth runtime --quick
+
+Gates, with limits of your own in place of the defaults: kl and kl_p99 (KL divergence in nats, mean
+and 99th percentile), top1, top5 (shares), ppl (perplexity / the source's), rms (change of the true
+token's probability), error (worst tensor), block (after the last), vram (e.g. 8GiB)."""
 
 _INSPECT = """\b
 Examples:

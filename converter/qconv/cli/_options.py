@@ -145,6 +145,12 @@ MaxRam = Annotated[
     Optional[str],  # noqa: UP045 - read at run time, also on Python 3.10
     typer.Option("--max-ram", metavar="SIZE", help="Memory to stay below, e.g. 800MB or 8GiB."),
 ]
+NoValidate = Annotated[
+    bool,
+    typer.Option(
+        "--no-validate", help="Do not read artifacts back and check them before they get a name."
+    ),
+]
 Tensors = Annotated[
     bool, typer.Option("--tensors", help="List every tensor instead of alike ones together.")
 ]

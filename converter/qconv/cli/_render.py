@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qconv._host import PluginRecord
-    from qconv.conversion import Artifact, Conversion, Transcoding
+    from qconv.conversion import Artifact, Checked, Conversion, Transcoding
     from qconv.inspection import Inspection, TensorRow, TokenizerSummary
     from qconv.planning import Plan, TargetPlan
 
@@ -127,9 +127,21 @@ def _rows(target: TargetPlan, *, every_tensor: bool) -> Iterable[_Row]:
 def render_conversion(conversion: Conversion) -> None:
     """Print what a conversion wrote."""
     _print_artifacts(conversion.artifacts)
+    for each in conversion.checked:
+        write_line(_checked_line(each))
     weights = sum(artifact.weights for artifact in conversion.artifacts)
     speed = weights / max(1e-9, conversion.seconds)
     write_line(f"done in {format_seconds(conversion.seconds)}, {format_count(speed)} weights/s")
+
+
+def _checked_line(checked: Checked) -> str:
+    if checked.reason is not None:
+        return f"{checked.target}: not read back: {checked.reason}"
+    return (
+        f"{checked.target}: read back, {checked.tensors} tensors accounted for, "
+        f"{checked.decoded} of them ({checked.share:.0%} of the weights) decoded and compared; "
+        "predictions unmeasured: see qconv validate"
+    )
 
 
 def render_transcoding(transcoding: Transcoding) -> None:

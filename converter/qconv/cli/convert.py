@@ -33,13 +33,16 @@ def convert(
     threads: given.Threads = None,
     max_ram: given.MaxRam = None,
     no_resume: given.NoResume = False,
+    no_validate: given.NoValidate = False,
     quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
 ) -> None:
     """Convert a checkpoint, all targets in one read of its weights.
 
-    Nothing appears under its final name before it is whole; what is interrupted resumes.
+    Nothing appears under its final name before it is whole and was read back: all tensors
+    accounted for, the tokenizer compared, a sample of the weights decoded and compared. What is
+    interrupted resumes. 'qconv validate' measures the rest.
     """
     import qconv
 
@@ -73,6 +76,7 @@ def convert(
             threads=threads,
             max_ram=nbytes,
             resume=not no_resume,
+            validate=not no_validate,
             observer=warned_of(progress),
         )
     warn(conversion.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconv.conversion._artifact import Artifact
 from qconv.conversion._blockwise import Passes, Steps
+from qconv.conversion._checked import Checked
 from qconv.conversion._json import ConversionJson, TranscodingJson
 from qconv.conversion._measuring import input_errors
 from qconv.conversion._outputs import check_outputs
@@ -12,6 +13,7 @@ from qconv.conversion._transcoding import Transcoding, transcode
 
 __all__ = [
     "Artifact",
+    "Checked",
     "Conversion",
     "ConversionJson",
     "Passes",

@@ -55,6 +55,21 @@ class CalibratedJson(TypedDict):
     least_tokens: Optional[int]  # noqa: UP045 - read at run time, on Python 3.10 too
 
 
+class CheckedJson(TypedDict):
+    """What was looked at of an artifact before it got its name, and found in order.
+
+    tensors: accounted for; tensors_decoded: of them, those compared with the source
+    share_decoded: of the values, 0 to 1
+    reason: why nothing was looked at
+    """
+
+    target: str
+    tensors: int
+    tensors_decoded: int
+    share_decoded: float
+    reason: Optional[str]  # noqa: UP045 - read at run time, on Python 3.10 too
+
+
 class ConversionJson(TypedDict):
     """A finished conversion. seconds: wall time of the work, without planning."""
 
@@ -64,6 +79,7 @@ class ConversionJson(TypedDict):
     seconds: float
     warnings: list[str]
     artifacts: list[ArtifactJson]
+    checked: list[CheckedJson]
 
 
 class TranscodingJson(TypedDict):

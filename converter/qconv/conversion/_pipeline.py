@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._artifact import Artifact
     from qconv.conversion._blockwise import Passes
+    from qconv.conversion._checked import Checked
     from qconv.conversion._json import CalibratedJson, ConversionJson
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded, Rounding
@@ -64,6 +65,7 @@ class Conversion:
     seconds: wall time of the work, without planning
     calibration: what statistics were taken from; None when none were
     notes: what showed itself on the way and its user should know
+    checked: what was looked at before the artifacts got their names, one of each; or nothing
     """
 
     plan: Plan
@@ -71,6 +73,7 @@ class Conversion:
     seconds: float
     calibration: CalibratedJson | None = None
     notes: tuple[str, ...] = ()
+    checked: tuple[Checked, ...] = ()
 
     def to_json(self) -> ConversionJson:
         """The result as JSON-able data (``schemas/conversion.schema.json``)."""
@@ -81,6 +84,7 @@ class Conversion:
             "seconds": self.seconds,
             "warnings": [*self.plan.warnings, *self.notes],
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
+            "checked": [each.to_json() for each in self.checked],
         }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qconv.memory import VramResult
+from qconv.validation._quick import QuickCheck
 from qconv.validation._results import (
     ArtifactResult,
     BlockResult,
@@ -13,16 +15,19 @@ from qconv.validation._results import (
     TensorResult,
     TextSample,
     Validation,
-    VramResult,
     to_json,
     worst,
 )
+from qconv.validation._validate import Depth, Request, run
 
 __all__ = [
     "ArtifactResult",
     "BlockResult",
+    "Depth",
     "GateResult",
     "LogitsResult",
+    "QuickCheck",
+    "Request",
     "RuntimeResult",
     "Spread",
     "Status",
@@ -30,6 +35,7 @@ __all__ = [
     "TextSample",
     "Validation",
     "VramResult",
+    "run",
     "to_json",
     "worst",
 ]

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping  # at run time: schemas are made f
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from qconv.memory import VramResult  # noqa: TC001 - at run time, as the imports above
+
 #: ``warn``: usable, but look at it. ``unmeasured`` never counts as ``pass``.
 Status = Literal["pass", "warn", "fail", "unmeasured"]
 
@@ -115,26 +117,6 @@ class RuntimeResult:
     seconds: float | None = None
     peak_bytes: int | None = None
     reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VramResult:
-    """Memory on the device: predicted as a range, and measured where a device was there.
-
-    low, high: bytes
-    parts: bytes of ``weights``, ``kv_cache``, ``logits``, ``activations``, ``device_context``
-    measured: bytes; None without a device
-    """
-
-    low: int
-    high: int
-    context: int
-    batch: int
-    cache_type: str
-    runtime: str
-    parts: Mapping[str, int]
-    measured: int | None = None
-    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,166 @@
+"""``qconv validate``: measure artifacts against the checkpoint they were made from."""
+
+from __future__ import annotations
+
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import _options as given
+from ._output import results_only, say, write_json
+from ._sizes import parse_size
+
+
+class Depths(str, Enum):
+    """How deep to look."""
+
+    bytes = "bytes"
+    model = "model"
+    runtime = "runtime"
+
+
+#: Windows by default, and with --quick; tokens of each.
+_WINDOWS, _LENGTH, _QUICK_WINDOWS, _QUICK_LENGTH = 32, 512, 8, 256
+
+#: Exit code of a gate that failed, or that was asked for and not measured.
+_GATE = 6
+
+
+def validate(
+    *,
+    artifacts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ARTIFACT...", show_default=False, help="File or folder that qconv wrote."
+        ),
+    ],
+    against: Annotated[
+        Path,
+        typer.Option(
+            "--against", metavar="MODEL", show_default=False, help="Checkpoint it was made from."
+        ),
+    ],
+    target: Annotated[
+        Optional[str],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            show_default=False,
+            help="What it is, e.g. safetensors:int4,group_size=64; found out otherwise.",
+        ),
+    ] = None,
+    depth: Annotated[
+        Depths,
+        typer.Option(
+            "--depth",
+            help="bytes: decode and compare every tensor; model: also run both side by side; "
+            "runtime: also the real engine.",
+        ),
+    ] = Depths.model,
+    windows: Annotated[
+        int, typer.Option("--windows", metavar="N", min=1, help="Windows of held-out text.")
+    ] = _WINDOWS,
+    window_length: Annotated[
+        int, typer.Option("--window-length", metavar="TOKENS", min=2, help="Tokens of a window.")
+    ] = _LENGTH,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help=f"{_QUICK_WINDOWS} windows of {_QUICK_LENGTH} tokens."),
+    ] = False,
+    text: Annotated[
+        Optional[list[str]],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--text",
+            metavar="SOURCE",
+            show_default=False,
+            help="Held-out text: files, or builtin (the default), which is never calibrated on.",
+        ),
+    ] = None,
+    calibrated_on: Annotated[
+        Optional[Path],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--calibrated-on",
+            metavar="FILE",
+            show_default=False,
+            help="File of 'qconv calibrate' that the held-out text must share nothing with.",
+        ),
+    ] = None,
+    gate: Annotated[
+        Optional[list[str]],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--gate",
+            metavar="NAME=LIMIT",
+            show_default=False,
+            help="Fail beyond this limit, e.g. kl=0.05; repeat it for more.",
+        ),
+    ] = None,
+    device: given.Device = "auto",
+    dtype: given.Dtype = given.Dtypes.auto,
+    max_ram: given.MaxRam = None,
+    tensors: given.Tensors = False,
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
+) -> None:
+    """Measure artifacts against the checkpoint they were made from, and judge them by gates.
+
+    Exit code 6: a gate failed, or what was asked for could not be measured.
+    """
+    import qconv
+
+    from ._gate_options import parse_gates
+    from ._progress import reading
+
+    gates = parse_gates(gate or [])
+    nbytes = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    if quick:
+        windows, window_length = _QUICK_WINDOWS, _QUICK_LENGTH
+    with results_only(), reading(quiet=quiet) as progress:
+        validation = qconv.validate(
+            [*artifacts],
+            against,
+            target=target,
+            depth=depth.value,
+            windows=windows,
+            window_length=window_length,
+            text=text or "builtin",
+            calibrated_on=calibrated_on,
+            device=device,
+            dtype=dtype.value,
+            max_ram=nbytes,
+            gates=gates,
+            command=_command(
+                artifacts,
+                against,
+                [*_sizes(depth, windows, window_length), *_gates(gate or [])],
+            ),
+            progress=progress,
+        )
+    if as_json:
+        write_json(validation.to_json())
+    else:
+        from ._render_validation import render_validation
+
+        render_validation(validation, every_tensor=tensors)
+    asked = bool(gates) or depth is not Depths.bytes
+    if validation.status == "fail" or (validation.status == "unmeasured" and asked):
+        say(f"validation: {validation.status}; the gates above say why")
+        raise typer.Exit(_GATE)
+
+
+def _command(artifacts: list[Path], against: Path, options: list[str]) -> str:
+    """The command that repeats it, without the directories of this machine."""
+    names = [each.resolve().name for each in artifacts]
+    return shlex.join(["qconv", "validate", *names, "--against", against.resolve().name, *options])
+
+
+def _sizes(depth: Depths, windows: int, window_length: int) -> list[str]:
+    size = ["--windows", str(windows), "--window-length", str(window_length)]
+    return ["--depth", depth.value, *size]
+
+
+def _gates(limits: list[str]) -> list[str]:
+    return [word for each in limits for word in ("--gate", each)]
