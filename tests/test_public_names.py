@@ -19,6 +19,7 @@ MODULES = (
     "qconv.memory",
     "qconv.planning",
     "qconv.plugin",
+    "qconv.reports",
     "qconv.statistics",
     "qconv.tensors",
     "qconv.testing",

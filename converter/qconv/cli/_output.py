@@ -11,8 +11,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from qconv._words import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+__all__ = [
+    "UNBOUNDED",
+    "StderrHandler",
+    "abandon_stdout",
+    "console",
+    "logged_to_stderr",
+    "printable",
+    "replace_closed_streams",
+    "results_only",
+    "say",
+    "tolerate_any_text",
+    "warn",
+    "write_json",
+    "write_line",
+]
 
 #: Columns enough for any line: nothing is folded or cut.
 UNBOUNDED = 10_000
@@ -44,19 +62,6 @@ def warn(warnings: Iterable[str]) -> None:
     """Tell the user what they should know."""
     for warning in warnings:
         say(f"warning: {warning}")
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters escaped, so that names in a file cannot steer the terminal.
-
-    Line feeds stay: messages have them.
-    """
-    return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def console(file: TextIO, *, width: int | None = None) -> Console:

@@ -1,0 +1,8 @@
+"""Reports of a validation: for machines, for CI, and one page for people."""
+
+from __future__ import annotations
+
+from qconv.reports._document import RecordSchema, read_report
+from qconv.reports._write import Written, write
+
+__all__ = ["RecordSchema", "Written", "read_report", "write"]

@@ -1,0 +1,71 @@
+"""The building blocks of the page: tables, statuses, figures with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ._markup import Child, Markup, element
+
+if TYPE_CHECKING:
+    from qconv.validation import Status
+
+#: A status is told by its sign and word; colour only helps.
+_SIGNS: dict[Status, str] = {"pass": "✓", "warn": "!", "fail": "✗", "unmeasured": "?"}
+
+
+def status(value: Status) -> Markup:
+    """A status as a word with its sign."""
+    return element("span", f"{_SIGNS[value]} {value}", class_=f"status {value}")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[Child]]) -> Markup:
+    """A table whose rows become cards on a narrow screen.
+
+    headings: one that begins with ``>`` stands over numbers
+    rows: the first cell names the row
+    """
+    names = [heading.removeprefix(">") for heading in headings]
+    kinds = ["n" if heading.startswith(">") else None for heading in headings]
+    head = (
+        element("th", name, scope="col", class_=kind)
+        for name, kind in zip(names, kinds, strict=True)
+    )
+    return element(
+        "table",
+        element("thead", element("tr", head)),
+        element("tbody", (_row(row, names, kinds) for row in rows)),
+        class_="cards",
+    )
+
+
+def _row(cells: Sequence[Child], names: Sequence[str], kinds: Sequence[str | None]) -> Markup:
+    first, *others = cells
+    return element(
+        "tr",
+        element("th", first, scope="row"),
+        (
+            element("td", element("span", cell), data_label=name, class_=kind)
+            for cell, name, kind in zip(others, names[1:], kinds[1:], strict=True)
+        ),
+    )
+
+
+def pairs(entries: Iterable[tuple[str, Child]]) -> Markup:
+    """Terms and what they are."""
+    return element("dl", ((element("dt", term), element("dd", value)) for term, value in entries))
+
+
+def captioned(picture: Child, caption: Child) -> Markup:
+    """A picture with words below."""
+    return element("figure", picture, element("figcaption", caption))
+
+
+def code(words: str) -> Markup:
+    """A name or digest as it is typed."""
+    return element("span", words, class_="code")
+
+
+def quiet(words: Child) -> Markup:
+    """Words of lesser weight."""
+    return element("p", words, class_="quiet small")
