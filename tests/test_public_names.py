@@ -11,6 +11,7 @@ MODULES = (
     "qconv",
     "qconv.calibration",
     "qconv.checkpoint",
+    "qconv.comparison",
     "qconv.conversion",
     "qconv.errors",
     "qconv.grids",

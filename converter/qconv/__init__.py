@@ -14,6 +14,7 @@ from qconv._version import __version__
 if TYPE_CHECKING:
     from qconv.api import convert, inspect, plan, validate
     from qconv.calibration import Calibrated, Calibration, add_calibrations, calibrate
+    from qconv.comparison import Comparison, compare
     from qconv.conversion import Artifact, Conversion, Transcoding, transcode
     from qconv.inspection import Inspection
     from qconv.planning import Plan, TargetPlan
@@ -23,6 +24,7 @@ __all__ = [
     "Artifact",
     "Calibrated",
     "Calibration",
+    "Comparison",
     "Conversion",
     "Inspection",
     "Plan",
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "add_calibrations",
     "calibrate",
+    "compare",
     "convert",
     "inspect",
     "plan",
@@ -43,6 +46,7 @@ _HOMES = {
     "Artifact": "qconv.conversion",
     "Calibrated": "qconv.calibration",
     "Calibration": "qconv.calibration",
+    "Comparison": "qconv.comparison",
     "Conversion": "qconv.conversion",
     "Inspection": "qconv.inspection",
     "Plan": "qconv.planning",
@@ -51,6 +55,7 @@ _HOMES = {
     "Validation": "qconv.validation",
     "add_calibrations": "qconv.calibration",
     "calibrate": "qconv.calibration",
+    "compare": "qconv.comparison",
     "convert": "qconv.api",
     "inspect": "qconv.api",
     "plan": "qconv.api",

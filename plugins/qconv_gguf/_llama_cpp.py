@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOG_ERROR = 4  # ggml.h, enum ggml_log_level
 _LOG_CONTINUED = 5
+_PORTION = 512  # llama_context_default_params: n_ubatch
 _ERASE = True
 _NO_STRIP, _NO_CONTROL = 0, False
 
@@ -130,8 +131,8 @@ class LlamaCpp:
             raise self._refused(path)
         self._vocab = self._library.llama_model_get_vocab(self._model)
         context = self._library.llama_context_default_params()
-        for field in range(3):  # n_ctx, n_batch, n_ubatch: everything in one batch
-            context.bytes[field] = n_ctx
+        # n_ctx, n_batch, n_ubatch: everything in one batch, computed in llama.cpp's own portions
+        context.bytes[:3] = n_ctx, n_ctx, min(n_ctx, _PORTION)
         self._context = self._library.llama_init_from_model(self._model, context)
         if not self._context:
             self.close()
@@ -202,7 +203,7 @@ class LlamaCpp:
         """
         memory = self._library.llama_get_memory(self._context)
         self._library.llama_memory_clear(memory, _ERASE)
-        return self._decode(ids, 0)
+        return self._decode(ids, 0, len(ids))
 
     def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
         """Go on with the likeliest token each time, until one ends the text; that one is left out.
@@ -216,16 +217,19 @@ class LlamaCpp:
                 "raise n_ctx or ask for fewer"
             )
         made: list[int] = []
-        scores = self.logits(ids)
+        memory = self._library.llama_get_memory(self._context)
+        self._library.llama_memory_clear(memory, _ERASE)
+        new, start = ids, 0
         while len(made) < max_tokens:
-            best = int(scores[-1].argmax())
+            best = int(self._decode(new, start, 1)[-1].argmax())
             if self._library.llama_vocab_is_eog(self._vocab, best):
                 break
             made.append(best)
-            scores = self._decode([best], len(ids) + len(made) - 1)
+            new, start = [best], len(ids) + len(made) - 1
         return made
 
-    def _decode(self, ids: Sequence[int], start: int) -> torch.Tensor:
+    def _decode(self, ids: Sequence[int], start: int, kept: int) -> torch.Tensor:
+        """Logits after the last ``kept`` of ``ids``, the first of which is token ``start``."""
         import numpy as np
         import torch
 
@@ -240,7 +244,7 @@ class LlamaCpp:
             for place, token in enumerate(ids):
                 batch.token[place], batch.pos[place] = token, start + place
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-                batch.logits[place] = 1
+                batch.logits[place] = place >= len(ids) - kept
             if self._library.llama_decode(self._context, batch) != 0:
                 raise UnreadableInput(
                     f"llama.cpp could not compute {len(ids)} tokens: {self._log.said}; "
@@ -249,7 +253,7 @@ class LlamaCpp:
         finally:
             self._library.llama_batch_free(batch)
         scores = self._library.llama_get_logits(self._context)
-        values = np.ctypeslib.as_array(scores, (len(ids), self.vocab_size))
+        values = np.ctypeslib.as_array(scores, (kept, self.vocab_size))
         return torch.from_numpy(values.copy())
 
     def close(self) -> None:

@@ -215,8 +215,8 @@ def test_gates_speak_in_their_units():
     assert gate_words(vram) == "vram 9.0 GB, but <= 8.0 GB is asked for"
     top1 = gate("warn", 0.89, name="top1", limit=0.9, relation=">=")
     assert gate_words(top1) == "top1 89.0 %, but >= 90.0 % is asked for"
-    ratio = gate("pass", 1.0012, name="perplexity", limit=1.005)
-    assert gate_words(ratio) == "perplexity 1.0012 <= 1.0050"
+    ratio = gate("pass", 1.0012, name="ppl", limit=1.005)
+    assert gate_words(ratio) == "ppl 1.0012 <= 1.0050"
 
 
 def test_the_worst_tensors_are_the_faulty_ones_then_those_over_their_limit():

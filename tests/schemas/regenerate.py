@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from qconv.calibration import CalibrationJson, CalibrationMetadata
+from qconv.comparison import Comparison
 from qconv.conversion import ConversionJson, TranscodingJson
 from qconv.planning import PlanJson
 from qconv.reports import RecordSchema
@@ -20,6 +21,7 @@ from qconv.validation import Validation
 MODELS: dict[str, type] = {
     "calibration-file.schema.json": CalibrationMetadata,
     "calibration.schema.json": CalibrationJson,
+    "comparison.schema.json": Comparison,
     "conversion.schema.json": ConversionJson,
     "plan.schema.json": PlanJson,
     "quant-tensor.schema.json": QuantTensorMetadata,

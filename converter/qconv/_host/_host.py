@@ -177,7 +177,7 @@ class Host:
                 f"{path}: backend '{spec.name}' runs no artifacts; run it where it belongs"
             )
         try:
-            with contained(f"backend '{spec.name}': runtime()", QconvError):
+            with contained(f"backend '{spec.name}': runtime()", QconvError, MemoryError):
                 return cast("Runtime", load(path, context))
         except PluginFault as fault:
             raise BrokenPlugin(f"{self.owner(spec).label}: {fault}") from fault

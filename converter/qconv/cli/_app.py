@@ -10,6 +10,7 @@ from qconv._version import __version__
 
 from ._output import write_line
 from .calibrate import calibrate
+from .compare import compare
 from .convert import convert
 from .inspect import inspect
 from .plan import plan

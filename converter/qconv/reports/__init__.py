@@ -1,8 +1,9 @@
-"""Reports of a validation: for machines, for CI, and one page for people."""
+"""Reports of validations and comparisons: for machines, for CI, and one page for people."""
 
 from __future__ import annotations
 
+from qconv.reports._comparison import write_comparison
 from qconv.reports._document import RecordSchema, read_report
 from qconv.reports._write import Written, write
 
-__all__ = ["RecordSchema", "Written", "read_report", "write"]
+__all__ = ["RecordSchema", "Written", "read_report", "write", "write_comparison"]

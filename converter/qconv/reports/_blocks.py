@@ -1,4 +1,4 @@
-"""The building blocks of the page: tables, statuses, figures with captions."""
+"""The building blocks of the pages: the document, tables, statuses, figures with captions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,32 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ._markup import Child, Markup, element
+from ._style import STYLE
 
 if TYPE_CHECKING:
     from qconv.validation import Status
 
+#: Nothing is loaded from anywhere and nothing runs, whatever a model's names may try.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 #: A status is told by its sign and word; colour only helps.
 _SIGNS: dict[Status, str] = {"pass": "✓", "warn": "!", "fail": "✗", "unmeasured": "?"}
+
+
+def document(title: str, body: Child, footer: str) -> str:
+    """A page in the style of all reports."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", STYLE),
+    )
+    page = element(
+        "html", head, element("body", element("main", body), element("footer", footer)), lang="en"
+    )
+    return f"<!DOCTYPE html>\n{page}\n"
 
 
 def status(value: Status) -> Markup:

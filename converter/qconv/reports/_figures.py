@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 #: What a report says where there is no figure.
 UNMEASURED = "unmeasured"
 
+#: Gates whose value is a share.
+_SHARES = frozenset({"rms", "top1", "top5"})
+
 STATUS_WORDS: dict[Status, str] = {
     "pass": "passes",
     "warn": "passes with warnings",
@@ -55,11 +58,11 @@ def tick_size(nbytes: float) -> str:
 
 def gate_figure(name: str, value: float | None) -> str:
     """A gate's value or limit in the unit of its name."""
-    if value is not None and "vram" in name:
+    if name == "vram":
         return size(value)
-    if value is not None and "perplexity" in name and math.isfinite(value):
+    if name == "ppl" and value is not None and math.isfinite(value):
         return f"{value:.4f}"  # a ratio: what is interesting is how far it is from 1
-    return share(value) if name.startswith("top") else figure(value)
+    return share(value) if name in _SHARES else figure(value)
 
 
 def gate_words(gate: GateResult) -> str:

@@ -6,19 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._artifact import artifact_section
-from ._blocks import captioned, code, pairs, quiet, status, table
+from ._blocks import captioned, code, document, pairs, quiet, status, table
 from ._charts import error_by_block, memory, size_against_divergence
 from ._figures import STATUS_WORDS, UNMEASURED, figure, gate_words, labels, share, size
 from ._frame import legend, series
 from ._markup import Child, Markup, element
-from ._style import STYLE
 from ._texts import texts_section
 
 if TYPE_CHECKING:
     from qconv.validation import ArtifactResult, Validation
 
-#: Nothing is loaded from anywhere and nothing runs, whatever a model's names may try.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 #: Reasons told in the verdict; each artifact's own part has all of them.
 _REASONS = 12
 
@@ -46,23 +43,6 @@ def page(validation: Validation) -> str:
         f"Written by qconv {validation.qconv_version}. report.json beside this page holds every "
         "figure.",
     )
-
-
-def document(title: str, body: Child, footer: str) -> str:
-    """A page in the style of all reports."""
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", STYLE),
-    )
-    page = element(
-        "html", head, element("body", element("main", body), element("footer", footer)), lang="en"
-    )
-    return f"<!DOCTYPE html>\n{page}\n"
 
 
 def _anchor(place: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qconv._words import format_seconds
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 
 #: What the source is called among the models of a sample.
 SOURCE = "source"
+EXPLAINED = "Greedy: the likeliest token each time. Marked is what differs from the first text."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What one model wrote after a prompt.
+
+    same: how many of its characters are those of the text that it is held to
+    told: what else there is to say of it
+    """
+
+    name: str
+    text: str
+    same: int
+    told: str = ""
 
 
 def texts_section(artifacts: Sequence[ArtifactResult], names: Sequence[str]) -> Iterable[Child]:
@@ -23,11 +39,21 @@ def texts_section(artifacts: Sequence[ArtifactResult], names: Sequence[str]) -> 
     if not prompts:
         return
     yield element("h2", "Text")
-    yield quiet(
-        "Greedy: the likeliest token each time. Marked is what differs from the first text."
-    )
+    yield quiet(EXPLAINED)
     for prompt, written in prompts.items():
-        yield side_by_side(prompt, written)
+        reference = next(iter(written.values()))[0]
+        yield side_by_side(
+            prompt,
+            [
+                Text(
+                    name=name,
+                    text=text,
+                    same=shared(text, reference),
+                    told="" if seconds is None else format_seconds(seconds),
+                )
+                for name, (text, seconds) in written.items()
+            ],
+        )
 
 
 def _by_prompt(
@@ -44,22 +70,21 @@ def _by_prompt(
     return prompts
 
 
-def side_by_side(prompt: str, written: Mapping[str, tuple[str, float | None]]) -> Markup:
-    """A prompt and what each model made of it; the first one is what others are compared with."""
-    reference = next(iter(written.values()))[0]
+def side_by_side(prompt: str, texts: Iterable[Text]) -> Markup:
+    """A prompt and what each model made of it."""
     return element(
         "div",
-        element("h3", "“", prompt, "”"),
+        element("h3", "\N{LEFT DOUBLE QUOTATION MARK}", prompt, "\N{RIGHT DOUBLE QUOTATION MARK}"),
         element(
             "div",
             (
                 element(
                     "div",
-                    element("strong", name),
-                    None if seconds is None else quiet(format_seconds(seconds)),
-                    element("p", marked(text, shared(text, reference))),
+                    element("strong", each.name),
+                    quiet(each.told) if each.told else None,
+                    element("p", marked(each.text, each.same)),
                 )
-                for name, (text, seconds) in written.items()
+                for each in texts
             ),
             class_="texts",
         ),
