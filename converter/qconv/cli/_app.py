@@ -50,6 +50,7 @@ def build_app() -> typer.Typer:
     app.command("validate", epilog=_VALIDATE, short_help="Measure artifacts against their source.")(
         validate
     )
+    app.command("compare", epilog=_COMPARE, short_help="See what artifacts write.")(compare)
     app.command("inspect", epilog=_INSPECT, short_help="Show what a file holds.")(inspect)
     app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and sources.")(
         plugins
@@ -106,6 +107,11 @@ Examples:
 Gates, with limits of your own in place of the defaults: kl and kl_p99 (KL divergence in nats, mean
 and 99th percentile), top1, top5 (shares), ppl (perplexity / the source's), rms (change of the true
 token's probability), error (worst tensor), block (after the last), vram (e.g. 8GiB)."""
+
+_COMPARE = """\b
+Examples:
+  qconv compare models/smollm2 out/smollm2-Q4_K_M.gguf --prompt "The capital of France is"
+  qconv compare a.gguf b.gguf --prompt-file prompts.txt --tokens 128 --report report"""
 
 _INSPECT = """\b
 Examples:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._output import write_line
+from ._output import UNBOUNDED, console, printable, write_line
 from ._sizes import format_bytes, format_count, format_seconds
-from ._tables import add_row, make_table, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,10 +69,10 @@ def _render_target(plan: Plan, target: TargetPlan, *, every_tensor: bool) -> Non
     )
     for file in target.layout.files:
         write_line(f"  {plan.out / file.path}  {file.nbytes} bytes")
-    table = make_table("tensor", ">n", "shape", "action", "type", ">size", "why")
+    table = _table("tensor", ">n", "shape", "action", "type", ">size", "why")
     for row in _rows(target, every_tensor=every_tensor):
-        add_row(table, *row.cells())
-    print_table(table)
+        _add_row(table, *row.cells())
+    _print(table)
     if target.fallbacks:
         write_line(
             f"{len(target.fallbacks)} tensors fall back to another type for their shape: "
@@ -158,7 +158,7 @@ def render_transcoding(transcoding: Transcoding) -> None:
 
 
 def _print_artifacts(artifacts: Iterable[Artifact]) -> None:
-    table = make_table("target", ">size", ">bits/weight", ">fallback", "types", "file", "SHA-256")
+    table = _table("target", ">size", ">bits/weight", ">fallback", "types", "file", "SHA-256")
     for artifact in artifacts:
         first: tuple[str, ...] = (
             artifact.target,
@@ -168,9 +168,9 @@ def _print_artifacts(artifacts: Iterable[Artifact]) -> None:
             _type_shares(artifact.type_shares),
         )
         for path, digest in zip(artifact.files, artifact.sha256, strict=True):
-            add_row(table, *first, str(path), f"{digest[:_DIGEST]}...")
+            _add_row(table, *first, str(path), f"{digest[:_DIGEST]}...")
             first = ("",) * len(first)
-    print_table(table)
+    _print(table)
 
 
 def _type_shares(shares: Mapping[str, float]) -> str:
@@ -190,14 +190,14 @@ def render_inspection(inspection: Inspection, *, every_tensor: bool = False) -> 
     )
     if inspection.tokenizer is not None:
         write_line(_tokenizer_line(inspection.tokenizer))
-    types = make_table("type", ">tensors", ">weights", ">size")
+    types = _table("type", ">tensors", ">weights", ">size")
     for name, share in inspection.types.items():
         cells = (format_count(share.parameters), format_bytes(share.nbytes))
-        add_row(types, name, str(share.tensors), *cells)
+        _add_row(types, name, str(share.tensors), *cells)
     write_line("")
-    print_table(types)
+    _print(types)
     write_line("")
-    print_table(_tensor_table(inspection.tensors, every_tensor=every_tensor))
+    _print(_tensor_table(inspection.tensors, every_tensor=every_tensor))
     write_line("")
     for problem in inspection.problems:
         write_line(f"problem: {problem}")
@@ -245,14 +245,14 @@ class _Seen:
 def _tensor_table(tensors: Sequence[TensorRow], *, every_tensor: bool) -> Table:
     read = any(row.values is not None for row in tensors)
     extra = (">least", ">most", ">zero rows", ">constant rows") if read else ()
-    table = make_table("tensor", ">n", "shape", "type", ">size", *extra)
+    table = _table("tensor", ">n", "shape", "type", ">size", *extra)
     alike: dict[tuple[str, str, str], _Seen] = {}
     for row in tensors:
         key = (_family(row.name, every_tensor=every_tensor), _shape(row.shape), row.dtype)
         seen = alike.setdefault(key, _Seen(name=key[0], shape=key[1], dtype=key[2], members=[]))
         seen.members.append(row)
     for seen in alike.values():
-        add_row(table, *seen.cells())
+        _add_row(table, *seen.cells())
     return table
 
 
@@ -297,3 +297,33 @@ def _offers(record: PluginRecord) -> Iterable[str]:
         yield f"check {check.name}: {check.summary}"
     if record.status == "ok" and not record.specs:
         yield "watches events"
+
+
+def _table(*headings: str) -> Table:
+    """A table without frames; a heading that starts with ``>`` aligns to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(
+            heading.removeprefix(">"),
+            justify="right" if heading.startswith(">") else "left",
+            overflow="fold",
+        )
+    return table
+
+
+def _print(table: Table) -> None:
+    """Print a table, its rows on one line each: a terminal wraps them better than cells would.
+
+    Without the spaces that fill its last column.
+    """
+    terminal = console(sys.stdout, width=UNBOUNDED)
+    with terminal.capture() as captured:
+        terminal.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())  # noqa: T201 - the result; its cells are printable already
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    table.add_row(*(printable(cell) for cell in cells))

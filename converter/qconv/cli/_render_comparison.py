@@ -7,8 +7,8 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ._output import printable, write_line
+from ._render import _add_row, _print, _table
 from ._sizes import format_bytes, format_seconds
-from ._tables import add_row, make_table, print_table
 
 if TYPE_CHECKING:
     from qconv.comparison import Answer, ArtifactSpoken, Comparison
@@ -21,10 +21,10 @@ _PARTS = ">>"
 
 def render_comparison(comparison: Comparison) -> None:
     """Print who ran in what, with time and memory, and what each wrote."""
-    table = make_table("artifact", ">size", "engine", ">ready in", ">tokens/s", ">memory")
+    table = _table("artifact", ">size", "engine", ">ready in", ">tokens/s", ">memory")
     for each in comparison.artifacts:
-        add_row(table, *_row(each))
-    print_table(table)
+        _add_row(table, *_row(each))
+    _print(table)
     for each in comparison.unmeasured:
         write_line(f"unmeasured: {each.name}: {each.reason}")
     for number, prompt in enumerate(comparison.prompts):

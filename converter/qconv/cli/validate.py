@@ -97,6 +97,15 @@ def validate(
             help="Fail beyond this limit, e.g. kl=0.05; repeat it for more.",
         ),
     ] = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--report",
+            metavar="DIR",
+            show_default=False,
+            help="Write report.html, report.json and junit.xml there.",
+        ),
+    ] = None,
     device: given.Device = "auto",
     dtype: given.Dtype = given.Dtypes.auto,
     max_ram: given.MaxRam = None,
@@ -139,6 +148,10 @@ def validate(
             ),
             progress=progress,
         )
+    if report is not None:
+        from qconv.reports import write
+
+        say(f"report: {write(validation, report).page}")
     if as_json:
         write_json(validation.to_json())
     else:
