@@ -15,6 +15,7 @@ from .convert import convert
 from .inspect import inspect
 from .plan import plan
 from .plugins import plugins
+from .report import merge
 from .transcode import transcode
 from .validate import validate
 
@@ -28,6 +29,9 @@ Examples:
 'qconv MODEL ...' is short for 'qconv convert MODEL ...'."""
 
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
 def build_app() -> typer.Typer:
     """The whole command line."""
     app = typer.Typer(
@@ -35,7 +39,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         rich_markup_mode=None,  # plain help answers in half the time
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=_HELP,
         subcommand_metavar="COMMAND [ARGS]...",
     )
     app.callback(epilog=_EPILOG)(_root)
@@ -55,6 +59,10 @@ def build_app() -> typer.Typer:
     app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and sources.")(
         plugins
     )
+    report = typer.Typer(rich_markup_mode=None, context_settings=_HELP)
+    report.callback()(_report)
+    report.command("merge", epilog=_MERGE, short_help="Join reports.")(merge)
+    app.add_typer(report, name="report", short_help="Join reports that are written already.")
     return app
 
 
@@ -73,6 +81,14 @@ def _root(
 ) -> None:
     """Quantize a model checkpoint into files that real runtimes load."""
 
+
+def _report() -> None:
+    """Work with reports that 'qconv validate --report' wrote."""
+
+
+_MERGE = """\b
+Examples:
+  qconv report merge q8/report.json q4/report.json -o report"""
 
 _CONVERT = """\b
 Examples:
