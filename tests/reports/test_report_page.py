@@ -214,7 +214,7 @@ def test_gates_speak_in_their_units():
     vram = gate("fail", 9e9, name="vram", limit=8e9)
     assert gate_words(vram) == "vram 9.0 GB, but <= 8.0 GB is asked for"
     top1 = gate("warn", 0.89, name="top1", limit=0.9, relation=">=")
-    assert gate_words(top1) == "top1 89.0 %, but >= 90.0 % is asked for"
+    assert gate_words(top1) == "top1 89.0%, but >= 90.0% is asked for"
     ratio = gate("pass", 1.0012, name="ppl", limit=1.005)
     assert gate_words(ratio) == "ppl 1.0012 <= 1.0050"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qconv._words import format_seconds
+from qconv.validation import gate_meaning
 
 from ._blocks import captioned, code, pairs, quiet, status, table
 from ._figures import (
@@ -82,7 +83,7 @@ def _gates(artifact: ArtifactResult) -> Iterable[Child]:
         ("gate", ">value", ">limit", "status", "why"),
         (
             (
-                gate.name,
+                _gate_name(gate.name),
                 gate_figure(gate.name, gate.value),
                 f"{_RELATIONS[gate.relation]} {gate_figure(gate.name, gate.limit)}",
                 status(gate.status),
@@ -91,6 +92,13 @@ def _gates(artifact: ArtifactResult) -> Iterable[Child]:
             for gate in artifact.gates
         ),
     )
+
+
+def _gate_name(name: str) -> Child:
+    """A gate as it is asked for, and what it measures."""
+    known = gate_meaning(name)
+    meaning = element("span", known, class_="quiet meaning") if known else None
+    return element("span", name, meaning)
 
 
 _RELATIONS = {"<=": "≤", ">=": "≥"}

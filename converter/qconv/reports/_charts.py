@@ -26,14 +26,15 @@ def size_against_divergence(
 ) -> Markup | None:
     """Each artifact as a point; a line joins those that no smaller one beats.
 
-    Artifacts whose divergence is unmeasured or not finite are no points. None: none is one.
+    Artifacts whose divergence is unmeasured or not finite are no points. None: there are no two
+    to be compared.
     """
     known = [
         (place, artifact.bytes, artifact.logits.kl.mean)
         for place, artifact in enumerate(artifacts)
         if artifact.logits is not None and math.isfinite(artifact.logits.kl.mean)
     ]
-    if not known:
+    if len(known) < 2:
         return None
     across = linear_axis((nbytes for _, nbytes, _ in known), LEFT, RIGHT)
     up = log_axis((kl for _, _, kl in known), BOTTOM, TOP)

@@ -40,10 +40,10 @@ def figure(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """``93.4 %``."""
+    """``93.4%``."""
     if value is None or not math.isfinite(value):
         return figure(value)
-    return f"{value * 100:.1f} %"
+    return f"{value * 100:.1f}%"
 
 
 def size(nbytes: float | None) -> str:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 SHADES = 6
 #: Rows shown, those with the largest errors; what a mixture or a tower adds has no end.
 _MOST_ROWS = 24
-_ROW, _LABEL = 13, 128
-_LETTERS = 23
+_ROW = 13
+#: Of a label: the most letters, and pixels of each.
+_LETTERS, _LETTER = 23, 5.6
 _NUMBER = re.compile(r"(?:(?<=\.)|^)\d{1,6}(?=\.)", re.ASCII)
 
 
@@ -32,6 +33,25 @@ class _Cell:
     block: int
     name: str
     error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Where cells lie and how they are shaded.
+
+    left: of the first column, in pixels; wide: of each
+    across: numbers of columns by block
+    limits: between shades
+    """
+
+    left: float
+    wide: float
+    across: Mapping[int, int]
+    limits: tuple[float, ...]
+
+    def at(self, block: int) -> float:
+        """The left side of a block's column."""
+        return self.left + self.across[block] * self.wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +80,12 @@ def heatmap(tensors: Sequence[TensorResult], name: str) -> Heatmap | None:
     shown = _worst(lossy)
     blocks = sorted({cell.block for row in shown.values() for cell in row})
     across = {block: number for number, block in enumerate(blocks)}
-    wide = (WIDTH - _LABEL) / len(blocks)
+    left = _LETTER * max(len(_short(kind)) for kind in shown) + 6
+    columns = _Columns(left=left, wide=(WIDTH - left) / len(blocks), across=across, limits=limits)
     return Heatmap(
         picture=drawing(
-            (_row(at, shown[kind], across, wide, limits) for at, kind in enumerate(shown)),
-            _numbers(across, wide, len(shown)),
+            (_row(at, shown[kind], columns) for at, kind in enumerate(shown)),
+            _numbers(columns, len(shown)),
             title=f"Relative error of the tensors of {name}, by kind and block",
             height=_ROW * len(shown) + 18,
         ),
@@ -119,24 +140,18 @@ def _shade(error: float, limits: Sequence[float]) -> str:
     return f"h{sum(error > limit for limit in limits)}"
 
 
-def _row(
-    at: int,
-    cells: Sequence[_Cell],
-    across: Mapping[int, int],
-    wide: float,
-    limits: Sequence[float],
-) -> Iterable[Markup]:
+def _row(at: int, cells: Sequence[_Cell], columns: _Columns) -> Iterable[Markup]:
     y = float(at * _ROW)
-    yield text(_LABEL - 5, y + 10, _short(cells[0].kind), anchor="end")
+    yield text(columns.left - 5, y + 10, _short(cells[0].kind), anchor="end")
     for cell in cells:
         yield element(
             "rect",
             element("title", f"{cell.name}: {figure(cell.error)}"),
-            x=_LABEL + across[cell.block] * wide,
+            x=columns.at(cell.block),
             y=y + 0.5,
-            width=max(wide - 0.7, 0.7),
+            width=max(columns.wide - 0.7, 0.7),
             height=_ROW - 1.0,
-            class_=_shade(cell.error, limits),
+            class_=_shade(cell.error, columns.limits),
         )
 
 
@@ -147,10 +162,10 @@ def _short(kind: str) -> str:
     return label if len(label) <= _LETTERS else "…" + label[1 - _LETTERS :]
 
 
-def _numbers(across: Mapping[int, int], wide: float, rows: int) -> Iterable[Markup]:
+def _numbers(columns: _Columns, rows: int) -> Iterable[Markup]:
     """Numbers of blocks below the last row, as many as there is room for."""
-    numbered = [block for block in across if block >= 0]
-    every = max(1, math.ceil(len(numbered) * 18 / max(1.0, wide * len(numbered))))
+    numbered = [block for block in columns.across if block >= 0]
+    every = max(1, math.ceil(18 / columns.wide))
     for block in numbered[::every]:
-        x = _LABEL + (across[block] + 0.5) * wide
+        x = columns.at(block) + columns.wide / 2
         yield text(x, rows * _ROW + 12.0, str(block), anchor="middle")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._artifact import artifact_section
 from ._blocks import captioned, code, document, pairs, quiet, status, table
 from ._charts import error_by_block, memory, size_against_divergence
-from ._figures import STATUS_WORDS, UNMEASURED, figure, gate_words, labels, share, size
+from ._figures import STATUS_WORDS, figure, gate_words, labels, share, size
 from ._frame import legend, series
 from ._markup import Child, Markup, element
 from ._texts import texts_section
@@ -126,7 +126,7 @@ def _artifact_row(artifact: ArtifactResult, name: str, place: int) -> tuple[Chil
         figure(None if logits is None else logits.kl.mean),
         share(None if logits is None else logits.same_top1),
         figure(None if logits is None else logits.perplexity),
-        UNMEASURED if vram is None else f"{size(vram.low)} to {size(vram.high)}",
+        "not predicted" if vram is None else f"{size(vram.low)} to {size(vram.high)}",
         size(None if vram is None else vram.measured),
     )
 

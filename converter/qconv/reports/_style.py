@@ -49,7 +49,9 @@ th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px soli
   vertical-align: top; }
 th { color: var(--quiet); font-weight: 600; font-size: .85rem; }
 thead th { vertical-align: bottom; } tbody th { color: inherit; font-size: inherit; }
+.meaning { display: block; font-weight: 400; font-size: .85rem; }
 .n { text-align: right; white-space: nowrap; }
+.n + td:not(.n), .n + th:not(.n) { padding-left: .8rem; }
 td:last-child, th:last-child { padding-right: 0; }
 figure { margin: 1rem 0; min-width: 0; } figcaption { margin-top: .3rem; }
 svg { display: block; width: 100%; max-width: 34rem; height: auto; }
@@ -87,11 +89,11 @@ mark { background: var(--mark); color: var(--mark-text); border-radius: .15em; }
 summary { cursor: pointer; color: var(--link); margin: .5rem 0; }
 footer { margin-top: 4rem; border-top: 1px solid var(--rule); padding-top: .75rem; }
 @media (max-width: 44rem) {
-  h1 { font-size: 1.4rem; }
+  h1 { font-size: 1.4rem; } svg text { font-size: 11.5px; }
   .cards thead { display: none; }
   .cards tr { display: block; border-bottom: 1px solid var(--rule); padding: .5rem 0; }
-  .cards th, .cards td { display: flex; justify-content: space-between; gap: 1rem; border: 0;
-    padding: .1rem 0; text-align: right; white-space: normal; }
+  .cards th, .cards td, .cards .n + td:not(.n) { display: flex; gap: 1rem; border: 0;
+    justify-content: space-between; padding: .1rem 0; text-align: right; white-space: normal; }
   .cards tbody th { font-size: 1rem; text-align: left; }
   .cards td::before { content: attr(data-label); color: var(--quiet); text-align: left;
     flex: none; max-width: 45%; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconv.memory import VramResult
+from qconv.validation._gates import gate_meaning
 from qconv.validation._quick import QuickCheck
 from qconv.validation._results import (
     ArtifactResult,
@@ -35,6 +36,7 @@ __all__ = [
     "TextSample",
     "Validation",
     "VramResult",
+    "gate_meaning",
     "run",
     "to_json",
     "worst",

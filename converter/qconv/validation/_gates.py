@@ -136,6 +136,13 @@ FIGURES: Mapping[str, _Figure] = {
     "vram": _Figure(relation="<=", of=_vram, what="bytes of memory on the device"),
 }
 
+
+def gate_meaning(name: str) -> str | None:
+    """What the gate of this name measures, for people; None where there is no such gate."""
+    figure = FIGURES.get(name)
+    return None if figure is None else figure.what
+
+
 #: Those that model runs give, which have default limits by class.
 _PREDICTIONS = ("kl", "kl_p99", "top1", "ppl")
 
