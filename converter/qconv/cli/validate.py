@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from . import _options as given
 from ._output import results_only, say, write_json
 from ._sizes import parse_size
+
+if TYPE_CHECKING:
+    from qconv.validation import Validation
 
 
 class Depths(str, Enum):
@@ -97,6 +100,16 @@ def validate(
             help="Fail beyond this limit, e.g. kl=0.05; repeat it for more.",
         ),
     ] = None,
+    prompt: Annotated[
+        Optional[list[str]],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            show_default=False,
+            help="Also let the source and the artifacts go on with this text, as 'qconv compare' "
+            "does; repeatable.",
+        ),
+    ] = None,
     report: Annotated[
         Optional[Path],  # noqa: UP045 - read at run time, also on Python 3.10
         typer.Option(
@@ -144,10 +157,16 @@ def validate(
             command=_command(
                 artifacts,
                 against,
-                [*_sizes(depth, windows, window_length), *_gates(gate or [])],
+                [
+                    *_sizes(depth, windows, window_length),
+                    *_gates(gate or []),
+                    *(word for each in prompt or () for word in ("--prompt", each)),
+                ],
             ),
             progress=progress,
         )
+        if prompt:
+            validation = _with_texts(validation, [against, *artifacts], prompt)
     if report is not None:
         from qconv.reports import write
 
@@ -162,6 +181,17 @@ def validate(
     if validation.status == "fail" or (validation.status == "unmeasured" and asked):
         say(f"validation: {validation.status}; the gates above say why")
         raise typer.Exit(_GATE)
+
+
+def _with_texts(validation: Validation, paths: list[Path], prompts: list[str]) -> Validation:
+    """The validation with what all of them write."""
+    from qconv.comparison import compare
+    from qconv.reports import with_texts
+
+    comparison = compare(paths, prompts=prompts)
+    for each in comparison.unmeasured:
+        say(f"warning: {each.name} wrote nothing: {each.reason}")
+    return with_texts(validation, comparison)
 
 
 def _command(artifacts: list[Path], against: Path, options: list[str]) -> str:
