@@ -15,8 +15,9 @@ from qconv.conversion._work import Rows
 from qconv.errors import QconvError
 from qconv.planning import matrix_shape
 from qconv.validation._comparison import Comparison, compare
-from qconv.validation._likeness import whose_values
+from qconv.validation._likeness import ROWS, whose_values
 from qconv.validation._limits import bits_limit, float_limit, grid_limit, sampled_rows
+from qconv.validation._rescaled_vectors import is_answered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
 
@@ -76,7 +77,7 @@ def check_bytes(
         results.append(reading.checked(job, plan))
         done += there[plan.name].numel
         progress(plan.name, done, total)
-    results = _without_stray_rescalings(results)
+    results = [reading.settled(each, jobs) for each in results]
     return BytesFound(tensors=tuple(results), faults=tuple(_unaccounted(match)))
 
 
@@ -136,18 +137,6 @@ def _described(match: Match, plan: TensorPlan) -> TensorResult:
     )
 
 
-def _without_stray_rescalings(results: list[TensorResult]) -> list[TensorResult]:
-    """Vectors that were changed are norms beside rescaled weights; without such they are wrong."""
-    if any(each.rescaled and len(each.shape) > 1 for each in results):
-        return results
-    return [
-        replace(each, rescaled=False, faults=(*each.faults, _far(each.relative_error, each.limit)))
-        if each.rescaled
-        else each
-        for each in results
-    ]
-
-
 def _far(error: float | None, limit: float | None) -> str:
     return f"relative error {error:.4g}, where its type allows {limit:.4g}"
 
@@ -171,6 +160,20 @@ class _Reading:
         except (QconvError, ValueError, RuntimeError) as error:
             return replace(described, faults=(f"it cannot be decoded: {error}",))
         return self._judged(job, plan, described, found)
+
+    def settled(self, result: TensorResult, jobs: Sequence[tuple[Job, TensorPlan]]) -> TensorResult:
+        """A changed vector is a wrong one unless a weight of its block was changed to match."""
+        if not result.rescaled or len(result.shape) > 1:
+            return result
+        vector = next(each for each in jobs if each[1].name == result.name)
+        if is_answered(vector, jobs, self._both):
+            return result
+        fault = _far(result.relative_error, result.limit)
+        return replace(result, rescaled=False, faults=(*result.faults, fault))
+
+    def _both(self, job: Job, plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.match.reader.read(plan.name).reshape(job.rows, job.columns)
+        return found, self._expected(job, plan, 0, job.rows).float()
 
     def _judged(
         self, job: Job, plan: TensorPlan, described: TensorResult, found: torch.Tensor
@@ -196,8 +199,10 @@ class _Reading:
                 )
         faults = list(comparison.faults)
         if comparison.relative_error > limit:
-            faults.insert(0, _far(comparison.relative_error, limit))
-            faults += whose_values(found, plan, self.source)
+            far = _far(comparison.relative_error, limit)
+            first = expected(0, min(job.rows, ROWS))
+            whose = list(whose_values(found, first, plan, self.source))
+            faults = [far, *whose] if whose else [far, *faults]
         return replace(
             described,
             relative_error=comparison.relative_error,

@@ -55,6 +55,22 @@ _SMALL, _SMALL_FACTOR = 1_000_000_000, 2.0
 #: Beyond its default limit a figure is a warning, beyond this many times as much it is a failure.
 _FAILS_AT = 2.0
 
+#: Mean divergence of the engine from the decoded weights: engines round inputs to 8 bits, and small
+#: models mind (llama.cpp: 0.04 for SmolLM2-135M as Q4_K_M).
+_ENGINE = 0.1
+
+#: Bits of a code, in names of grids and types: ``Q4_K``, ``int4_g128``, ``fp8_channel``, ``nf4_b64``.
+_CODE_BITS = re.compile(r"(?:iq|q|u?int|fp|nf|mxfp|nvfp)(\d)(?!\d)")
+_CLASS_OF_BITS = {
+    8: "8-bit",
+    7: "8-bit",
+    6: "6-bit",
+    5: "5-bit",
+    4: "4-bit",
+    3: "3-bit",
+    2: "2-bit",
+}
+
 _IN_BLOCK = re.compile(r"\.\d+\.")
 
 
@@ -90,6 +106,12 @@ def _vram(result: ArtifactResult) -> float | None:
     if result.vram is None:
         return None
     return float(result.vram.high if result.vram.measured is None else result.vram.measured)
+
+
+def _engine(result: ArtifactResult) -> float | None:
+    """The largest divergence of an engine from the decoded weights."""
+    found = [each.against_decoded for each in result.runtimes]
+    return max((each.kl.mean for each in found if each is not None), default=None)
 
 
 #: By the name that ``--gate`` takes.
@@ -133,6 +155,9 @@ FIGURES: Mapping[str, _Figure] = {
         of=_predicted(lambda logits: logits.rms_probability),
         what="RMS change of the true token's probability",
     ),
+    "engine": _Figure(
+        relation="<=", of=_engine, what="mean KL divergence of the engine from the decoded weights"
+    ),
     "vram": _Figure(relation="<=", of=_vram, what="bytes of memory on the device"),
 }
 
@@ -164,7 +189,7 @@ def grid_class(tensors: Sequence[TensorResult], *, inputs: bool) -> str:
     """The class of an artifact. inputs: the runtime quantizes inputs of linears, too."""
     weights: dict[str, int] = {}
     for each in _linears(tensors):
-        name = next(key for key, (bits, _) in CLASSES.items() if each.bits_per_weight >= bits)
+        name = _class_of(each)
         if name == "8-bit" and inputs:
             name = "8-bit, inputs too"
         weights[name] = weights.get(name, 0) + _numel(each.shape)
@@ -175,6 +200,14 @@ def grid_class(tensors: Sequence[TensorResult], *, inputs: bool) -> str:
         if held and held >= _SHARE * total:
             return name
     return "float"
+
+
+def _class_of(tensor: TensorResult) -> str:
+    """By the bits of a code, where the grid's name tells them, or by those stored."""
+    named = _CODE_BITS.match(tensor.grid.lower())
+    if named and int(named[1]) in _CLASS_OF_BITS:
+        return _CLASS_OF_BITS[int(named[1])]
+    return next(key for key, (bits, _) in CLASSES.items() if tensor.bits_per_weight >= bits)
 
 
 def _linears(tensors: Sequence[TensorResult]) -> list[TensorResult]:
@@ -210,6 +243,9 @@ def judge(
         if small and name.startswith("kl"):
             limit, why = limit * _SMALL_FACTOR, f"{why}, doubled below 1 B weights"
         found.append(_default(result, name, limit, why, reason))
+    for runtime in result.runtimes:
+        why = "engines may round inputs, no more"
+        found.append(_default(result, "engine", _ENGINE, why, runtime.reason or reason))
     named = {each.name: each for each in found}
     for name, limit in gates.items():
         named[name] = _asked(result, name, limit, reason)

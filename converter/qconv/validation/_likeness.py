@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 _SAME = 0.8
 
 #: Tensors of the same shape that are looked at, and rows that are searched for.
-_TENSORS, _ROWS = 4096, 1024
+_TENSORS, ROWS = 4096, 1024
 
 
-def whose_values(found: torch.Tensor, plan: TensorPlan, source: OpenedSource) -> Iterator[str]:
+def whose_values(
+    found: torch.Tensor, expected: torch.Tensor, plan: TensorPlan, source: OpenedSource
+) -> Iterator[str]:
     """At most one sentence on where the values seem to come from.
 
     found: (rows, columns) float32, decoded
+    expected: the first rows of what it should be, at most :data:`ROWS`
     """
     if len(plan.sources) != 1 or found.shape[0] < 2:
         return
-    own = plan.sources[0]
-    if plan.row_order is None:
-        other = _other_tensor(found[0], own, source)
-        if other is not None:
-            yield f"its rows are those of {other!r}: swapped?"
-            return
-    moved = _moved_rows(found, own, source)
+    other = _other_tensor(found[0], plan.sources[0], source)
+    if other is not None:
+        yield f"its rows are those of {other!r}: swapped?"
+        return
+    moved = _moved_rows(found, expected)
     if moved is not None:
-        yield f"its row {moved[0]} is row {moved[1]} of {own!r}: rows in another order?"
+        yield f"its row {moved[0]} is what row {moved[1]} should be: rows in another order?"
 
 
 def _other_tensor(row: torch.Tensor, own: str, source: OpenedSource) -> str | None:
@@ -50,15 +51,14 @@ def _other_tensor(row: torch.Tensor, own: str, source: OpenedSource) -> str | No
     return None
 
 
-def _moved_rows(found: torch.Tensor, own: str, source: OpenedSource) -> tuple[int, int] | None:
-    """A row that is another row of the source: the artifact's number, and the source's."""
+def _moved_rows(found: torch.Tensor, expected: torch.Tensor) -> tuple[int, int] | None:
+    """A row that is another one: which it is, and which it should be."""
     import torch
 
-    rows = source.read_rows(own, 0, min(len(found), _ROWS)).float()
-    if rows.shape[1] != found.shape[1] or not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(found).all()):
         return None
-    normed = torch.nn.functional.normalize(rows, dim=1)
-    mine = torch.nn.functional.normalize(found[: len(rows)], dim=1)
+    normed = torch.nn.functional.normalize(expected.float(), dim=1)
+    mine = torch.nn.functional.normalize(found[: len(expected)], dim=1)
     best = (mine @ normed.T).max(1)
     moved = (best.values > _SAME) & (best.indices != torch.arange(len(mine)))
     at = torch.nonzero(moved)

@@ -111,6 +111,16 @@ def _candidates(path: Path, spec: BackendSpec, host: Host) -> list[Target]:
     return [host.resolve_target(f"{spec.name}:{name}") for name in ranked]
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """A target that the artifact may be. score: how near its plan is to what is there, 0 to 1."""
+
+    score: float
+    target: Target
+    request: PlanRequest
+    plans: TensorPlans
+
+
 def _planned(
     path: Path,
     source: OpenedSource,
@@ -118,39 +128,56 @@ def _planned(
     reader: ArtifactReader,
     candidates: Sequence[Target],
 ) -> Match:
-    best: tuple[float, Target, PlanRequest, TensorPlans] | None = None
+    best, refusal = _nearest(source, backend, reader, candidates)
+    if best is None:
+        raise refusal or UsageError(f"{path}: its backend offers no format to compare it with")
+    label = ",".join((best.target.label, *(f"{k}={v}" for k, v in best.target.options.items())))
+    planned = TargetPlan(
+        label=label,
+        backend=backend,
+        request=best.request,
+        tensors=best.plans,
+        layout=Layout(files=(), places={}),
+        unused=unused_tensors(label, source.model, best.plans),
+    )
+    return Match(path=path, target=planned, reader=reader, exact=best.score == 1)
+
+
+def _nearest(
+    source: OpenedSource,
+    backend: Backend,
+    reader: ArtifactReader,
+    candidates: Sequence[Target],
+) -> tuple[_Try | None, QconvError | None]:
+    """The candidate nearest to what is there; and why the first that cannot be planned fails."""
+    best: _Try | None = None
     refusal: QconvError | None = None
     for target in candidates:
-        request = _request(source, target)
+        if best is not None and best.score == 1:
+            break
+        request = _request(source, target, reader)
         try:
             plans = backend.plan_tensors(request)
         except QconvError as error:
             refusal = refusal or error
             continue
         score = _likeness(plans, reader)
-        if best is None or score > best[0]:
-            best = (score, target, request, plans)
-        if score == 1:
-            break
-    if best is None:
-        raise refusal or UsageError(f"{path}: its backend offers no format to compare it with")
-    score, target, request, plans = best
-    planned = TargetPlan(
-        label=target.label,
-        backend=backend,
-        request=request,
-        tensors=plans,
-        layout=Layout(files=(), places={}),
-        unused=unused_tensors(target.label, source.model, plans),
-    )
-    return Match(path=path, target=planned, reader=reader, exact=score == 1)
+        if best is None or score > best.score:
+            best = _Try(score, target, request, plans)
+    return best, refusal
 
 
-def _request(source: OpenedSource, target: Target) -> PlanRequest:
+def _request(source: OpenedSource, target: Target, reader: ArtifactReader) -> PlanRequest:
+    """What to plan: weights on the grids that the artifact says they lie on, where it says so.
+
+    Backends plan held grids as they are, so that group sizes need not be guessed.
+    """
+    encoded: Mapping[str, EncodedTensor] = getattr(reader, "encoded", {})
     return PlanRequest(
         model=source.model,
         format=target.format,
         options=target.options,
+        held={name: each.grid for name, each in encoded.items() if name in source.model.tensors},
         read=partial(whole_tensor, source),
     )
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+#: What must be left of a vector's change when a weight's factors are taken from it.
+_EXPLAINED = 0.5
+
 #: Alternations of the fit of rows and columns; two leave 1e-6 where one side was rescaled.
 _ROUNDS = 3
 
@@ -37,3 +40,28 @@ def rescaled(source: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
                 return None
             made = made * factor
     return made
+
+
+def explains(ratio: torch.Tensor, factor: torch.Tensor, *, inverse: bool) -> bool:
+    """Whether the factors of a weight's channels are what a vector was changed by.
+
+    ratio: (channels,) of the changed vector to the source's
+    factor: (channels,) of the weight's columns, or rows
+    inverse: the vector is divided by what the columns that read it are multiplied by
+    """
+    import torch
+
+    if not bool((ratio > 0).all()) or not bool((factor > 0).all()):
+        return False
+    change, found = torch.log(ratio.double()), torch.log(factor.double())
+    left = change + found if inverse else change - found
+    return bool(left.norm() < _EXPLAINED * change.norm())
+
+
+def channel_factors(source: torch.Tensor, found: torch.Tensor, dim: int) -> torch.Tensor:
+    """The factor of every column (dim 0: summed over rows) or row that fits best; 1 for zeros."""
+    import torch
+
+    weight = (source * source).sum(dim)
+    factor = (source * found).sum(dim) / weight.clamp_min(1e-30)
+    return torch.where(weight > 0, factor, torch.ones_like(factor))
