@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qconv.comparison import Comparison, compare
     from qconv.conversion import Artifact, Conversion, Transcoding, transcode
     from qconv.inspection import Inspection
+    from qconv.memory import Fit, fit
     from qconv.planning import Plan, TargetPlan
     from qconv.validation import Validation
 
@@ -26,6 +27,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Conversion",
+    "Fit",
     "Inspection",
     "Plan",
     "TargetPlan",
@@ -36,6 +38,7 @@ __all__ = [
     "calibrate",
     "compare",
     "convert",
+    "fit",
     "inspect",
     "plan",
     "transcode",
@@ -48,6 +51,7 @@ _HOMES = {
     "Calibration": "qconv.calibration",
     "Comparison": "qconv.comparison",
     "Conversion": "qconv.conversion",
+    "Fit": "qconv.memory",
     "Inspection": "qconv.inspection",
     "Plan": "qconv.planning",
     "TargetPlan": "qconv.planning",
@@ -57,6 +61,7 @@ _HOMES = {
     "calibrate": "qconv.calibration",
     "compare": "qconv.comparison",
     "convert": "qconv.api",
+    "fit": "qconv.memory",
     "inspect": "qconv.api",
     "plan": "qconv.api",
     "transcode": "qconv.conversion",

@@ -515,10 +515,15 @@ class OptionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatSpec:
-    """A format of a backend. Case, ``_`` and ``-`` do not count: ``Q4_K_M`` is ``q4km``."""
+    """A format of a backend. Case, ``_`` and ``-`` do not count: ``Q4_K_M`` is ``q4km``.
+
+    runtimes: what loads it, the usual one first, for predicting memory: ``llama.cpp``, ``vllm``,
+        ``transformers``, ``onnxruntime``; empty where it is none of these
+    """
 
     name: str
     summary: str
+    runtimes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,10 @@ def qconv_backends() -> Iterator[BackendSpec]:
     yield BackendSpec(
         name="gguf",
         summary="GGUF files for llama.cpp and everything built on it",
-        formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
+        formats=tuple(
+            FormatSpec(name=name, summary=summary, runtimes=("llama.cpp",))
+            for name, summary in _FORMATS
+        ),
         options=_OPTIONS,
         recognizes=_recognizes,
         load=_load,

@@ -66,7 +66,10 @@ def qconv_backends() -> Iterator[BackendSpec]:
     yield BackendSpec(
         name="onnx",
         summary="ONNX graphs for onnxruntime, optimum and transformers.js",
-        formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
+        formats=tuple(
+            FormatSpec(name=name, summary=summary, runtimes=("onnxruntime",))
+            for name, summary in _FORMATS
+        ),
         options=_OPTIONS,
         reads=("safetensors", "gguf", "onnx"),
         recognizes=_recognizes,

@@ -30,6 +30,9 @@ _FORMATS = (
     ("fp32", "plain 32-bit floats"),
 )
 
+#: vLLM reads bitsandbytes by a plugin of its own only.
+_RUNTIMES = {"nf4": ("transformers",), "fp4": ("transformers",)}
+
 _OPTIONS = (
     OptionSpec(name="bits", summary="bits per code: 2 to 8, as far as the layout allows"),
     OptionSpec(name="group_size", summary="columns per scale: 32, 64, 128 or channel"),
@@ -70,7 +73,12 @@ def qconv_backends() -> Iterator[BackendSpec]:
     yield BackendSpec(
         name="safetensors",
         summary="Hugging Face checkpoints for vLLM, SGLang and transformers",
-        formats=tuple(FormatSpec(name=name, summary=summary) for name, summary in _FORMATS),
+        formats=tuple(
+            FormatSpec(
+                name=name, summary=summary, runtimes=_RUNTIMES.get(name, ("vllm", "transformers"))
+            )
+            for name, summary in _FORMATS
+        ),
         options=_OPTIONS,
         recognizes=_recognizes,
         load=_load,

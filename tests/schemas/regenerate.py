@@ -12,6 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from qconv.calibration import CalibrationJson, CalibrationMetadata
 from qconv.comparison import Comparison
 from qconv.conversion import ConversionJson, TranscodingJson
+from qconv.memory import FitJson
 from qconv.planning import PlanJson
 from qconv.reports import RecordSchema
 from qconv.tensors import QuantTensorMetadata
@@ -23,6 +24,7 @@ MODELS: dict[str, type] = {
     "calibration.schema.json": CalibrationJson,
     "comparison.schema.json": Comparison,
     "conversion.schema.json": ConversionJson,
+    "fit.schema.json": FitJson,
     "plan.schema.json": PlanJson,
     "quant-tensor.schema.json": QuantTensorMetadata,
     "transcoding.schema.json": TranscodingJson,

@@ -12,6 +12,7 @@ from ._output import write_line
 from .calibrate import calibrate
 from .compare import compare
 from .convert import convert
+from .fit import fit
 from .inspect import inspect
 from .plan import plan
 from .plugins import plugins
@@ -56,6 +57,7 @@ def build_app() -> typer.Typer:
     )
     app.command("compare", epilog=_COMPARE, short_help="See what artifacts write.")(compare)
     app.command("inspect", epilog=_INSPECT, short_help="Show what a file holds.")(inspect)
+    app.command("fit", epilog=_FIT, short_help="Tell what fits a device's memory.")(fit)
     app.command("plugins", epilog=_PLUGINS, short_help="List methods, backends and sources.")(
         plugins
     )
@@ -133,6 +135,12 @@ _INSPECT = """\b
 Examples:
   qconv inspect models/smollm2
   qconv inspect out/smollm2-Q4_K_M.gguf --no-values"""
+
+_FIT = """\b
+Examples:
+  qconv fit models/smollm2 --vram 8GiB
+  qconv fit models/smollm2 --vram 8GiB --context 32768 --to gguf:q4_k_m --cache q8_0
+  qconv fit out/smollm2-Q4_K_M.gguf --vram 8GiB --json"""
 
 _PLUGINS = """\b
 Examples:
