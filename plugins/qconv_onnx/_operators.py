@@ -2,9 +2,10 @@
 
 nbits: MatMulNBits and GatherBlockQuantized (com.microsoft), on CPU and CUDA; one table serves both
 blocked: DequantizeLinear by blocks before the MatMul, of the ONNX standard since opset 21
-integer: inputs rounded to 8 bits by token, then MatMulInteger. The input's codes are shifted to
-uint8 with zero-point 128, as onnxruntime's fast integer kernels want them; the values stay those
-of a symmetric grid.
+integer: inputs rounded to 8 bits by token, then MatMulIntegerToFloat (com.microsoft), an integer
+product times the weight's scales, and then the token's. The input's codes are shifted to uint8 with
+zero-point 128, as onnxruntime's fast integer kernels want them; the values stay those of a
+symmetric grid.
 static: as integer, but on scales known beforehand: QuantizeLinear and DequantizeLinear around the
 input, each product with a pair of its own, or onnxruntime fuses one of those that share it only
 channel: DequantizeLinear by output channel before the MatMul
@@ -185,14 +186,16 @@ class Rewriter:
             self._inputs[x] = self._rounded(x)
         codes, scale = self._inputs[x]
         weight, weight_scale = stored.parts
+        self.model.graph.opset_imports[_MICROSOFT] = 1
+        one = self._constant("qconv_1", 1.0, ir.DataType.FLOAT)
         middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        product = _node("MatMulInteger", [codes, weight, middle], f"{out}_integers")
-        floats = _node(
-            "Cast", [product.outputs[0]], f"{out}_floats", {"to": ir.DataType.FLOAT.value}
+        product = _node(
+            "MatMulIntegerToFloat",
+            [codes, weight, one, weight_scale, middle],
+            f"{out}_by_row",
+            domain=_MICROSOFT,
         )
-        by_token = _node("Mul", [floats.outputs[0], scale], f"{out}_by_token")
-        by_row = _node("Mul", [by_token.outputs[0], weight_scale], out)
-        return [product, floats, by_token, by_row]
+        return [product, _node("Mul", [product.outputs[0], scale], out)]
 
     def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Codes and scales of an input, by token: before all products that may share them."""
@@ -209,9 +212,9 @@ class Rewriter:
         steps = add("Div", [magnitude, self._constant("qconv_127", 127.0, number)], "step")
         smallest = self._constant("qconv_smallest", _SMALLEST, number)
         scale = add("Max", [steps, smallest], "scale")
-        rounded = add("Round", [add("Div", [x, scale], "steps")], "rounded")
-        shifted = add("Add", [rounded, self._constant("qconv_128", 128.0, number)], "shifted")
-        codes = add("Cast", [shifted], "codes", to=ir.DataType.UINT8.value)
+        one = self._constant("qconv_1", 1.0, number)
+        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
+        codes = add("QuantizeLinear", [add("Div", [x, scale], "steps"), one, middle], "codes")
         self._insert_after(x, nodes)
         return codes, scale
 

@@ -3,8 +3,8 @@
 A quantized weight ``X`` becomes ``X_quantized``, ``X_scale`` and, unless its grid is symmetric,
 ``X_zero_point``; a tensor left in float stays ``X``. Layouts: MatMulNBits has codes and parameters
 row by row, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md;
-DequantizeLinear before a MatMul, and MatMulInteger, have the weight transposed, ``(in, out)``.
-A scale that its input is rounded on, known beforehand, is ``X_input_scale``.
+DequantizeLinear before a MatMul, and MatMulIntegerToFloat, have the weight transposed: ``(in,
+out)``. A scale that its input is rounded on, known beforehand, is ``X_input_scale``.
 """
 
 from __future__ import annotations

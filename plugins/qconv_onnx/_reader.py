@@ -103,7 +103,7 @@ class OnnxReader:
                 found.append(self._decoded(node))
             elif node.op_type == "Gather" and self._is_codes(node.input[0]):
                 found.append(self._rows(node))
-            elif node.op_type == "MatMulInteger" and node.input[1] in self._stored:
+            elif node.op_type == "MatMulIntegerToFloat" and node.input[1] in self._stored:
                 found.append(self._integer(node))
         return found
 
@@ -167,7 +167,7 @@ class OnnxReader:
 
     def _integer(self, node: onnx.NodeProto) -> _Weight:
         columns, rows = self._shape(node, node.input[1])
-        parts = (node.input[1], self._scale_after(node))
+        parts = (node.input[1], node.input[3] if len(node.input) > 3 else "")
         return self._weight(node, parts, None, (rows, columns), "channel", bits=8, block=columns)
 
     def _shape(self, node: onnx.NodeProto, name: str) -> tuple[int, ...]:
@@ -187,19 +187,6 @@ class OnnxReader:
             "quantized weight; write the artifact again"
         )
 
-    def _scale_after(self, node: onnx.NodeProto) -> str:
-        """The initializer that the product is multiplied by, after Cast and the input's scale."""
-        users = {name: user for user in self._model.graph.node for name in user.input}
-        after = users.get(node.output[0])
-        while after is not None and after.op_type in {"Cast", "Mul"}:
-            scales = [str(name) for name in after.input if name in self._stored]
-            if scales:
-                return scales[0]
-            after = users.get(after.output[0])
-        raise UnreadableInput(
-            f"{self._folder}: node {node.name!r} has no scale after it; write the artifact again"
-        )
-
     def _weight(
         self,
         node: onnx.NodeProto,
@@ -212,7 +199,9 @@ class OnnxReader:
         block: int,
     ) -> _Weight:
         codes, scale = parts
-        missing = [each for each in (codes, scale, zero) if each and each not in self._stored]
+        missing = [
+            each for each in (codes, scale, zero) if each is not None and each not in self._stored
+        ]
         if missing or not codes.endswith(_SUFFIX):
             raise self._foreign(node, (missing or [codes])[0])
         nbytes = sum(self._nbytes(each) for each in (codes, scale, zero) if each)

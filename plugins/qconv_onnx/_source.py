@@ -24,6 +24,7 @@ _QUANTIZED = frozenset(
         "GatherBlockQuantized",
         "MatMulBnb4",
         "MatMulInteger",
+        "MatMulIntegerToFloat",
         "MatMulNBits",
         "QLinearConv",
         "QLinearMatMul",

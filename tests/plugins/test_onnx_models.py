@@ -29,8 +29,8 @@ SENTENCES = [
 ]
 
 
-def _convert(source: Path, target: str, out: Path) -> Path:
-    made = qconv.convert(source, to=target, out=out, threads=1)
+def _convert(source: Path, target: str, out: Path, method: str = "rtn", **options) -> Path:
+    made = qconv.convert(source, to=target, out=out, method=method, threads=1, **options)
     return made.artifacts[0].files[0].parent
 
 
@@ -46,7 +46,7 @@ def _divergence(expected: np.ndarray, found: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("target", "largest"),
-    [("onnx:w8", 0.02), ("onnx:int4", 0.8), ("onnx:int8", 0.1)],
+    [("onnx:w8", 0.02), ("onnx:int4", 0.8), ("onnx:w8a8", 0.1)],
 )
 def test_smollm2_says_what_its_decoded_weights_say(smollm2, tmp_path, target, largest):
     from tokenizers import Tokenizer
@@ -66,6 +66,66 @@ def test_smollm2_says_what_its_decoded_weights_say(smollm2, tmp_path, target, la
     by_blocks = target in {"onnx:w8", "onnx:int4"}
     assert _divergence(found["logits"][:, -1], last) < (0.01 if by_blocks else 1e-9)
     assert _divergence(_float_logits(smollm2, ids), found["logits"]) < largest
+
+
+def test_smoothquant_diverges_less_than_a_third_of_quantize_dynamic(smollm2, tmp_path):
+    ids = _held_out(smollm2)
+    expected = _float_logits(smollm2, ids)
+    text = qconv.Calibration(source="builtin", windows=16, window_length=256)
+    plain, smoothed = (
+        _convert(smollm2, "onnx:w8a8", tmp_path / method, method, **options)
+        for method, options in (("rtn", {}), ("smoothquant", {"calibration": text}))
+    )
+    found = {
+        "plain": run(session(plain), ids)["logits"],
+        "smoothed": run(session(smoothed), ids)["logits"],
+        "dynamic": run(session(_dynamic(smollm2, tmp_path)), ids)["logits"],
+    }
+    losses = {name: _divergence(expected, logits) for name, logits in found.items()}
+    assert losses["smoothed"] < losses["plain"], losses
+    assert 3 * losses["smoothed"] < losses["dynamic"], losses
+
+
+def _held_out(source: Path) -> np.ndarray:
+    """Windows of text that is never calibrated on."""
+    from qconv._host import load_plugins
+    from qconv._sources import open_source
+    from qconv.calibration import evaluation_windows
+
+    settings = qconv.Calibration(source="builtin", windows=2, window_length=192)
+    with open_source(source, load_plugins()) as checkpoint:
+        return np.stack([each.numpy() for each in evaluation_windows(settings, checkpoint).tokens])
+
+
+def _dynamic(source: Path, folder: Path) -> Path:
+    """What onnxruntime's own dynamic quantization makes of the float graph, weights by channel."""
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    floats = _convert(source, "onnx:fp32", folder)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "folded.onnx")  # it takes initializers only
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(floats / "model.onnx", options, providers=["CPUExecutionProvider"])
+    (folder / "dynamic").mkdir()
+    quantize_dynamic(
+        folder / "folded.onnx",
+        folder / "dynamic" / "model.onnx",
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+    )
+    return folder / "dynamic"
+
+
+@pytest.mark.parametrize(("method", "largest"), [("gptq", 0.4), ("awq,gptq", 0.4), ("awq", 0.6)])
+def test_methods_lose_less_than_plain_rounding_to_int4(smollm2, tmp_path, method, largest):
+    ids = _held_out(smollm2)
+    text = qconv.Calibration(source="builtin", windows=16, window_length=256)
+    artifact = _convert(smollm2, "onnx:int4", tmp_path, method, calibration=text)
+    found = run(session(artifact), ids)["logits"]
+    assert _divergence(_float_logits(smollm2, ids), found) < largest
 
 
 def _float_logits(source: Path, ids: np.ndarray) -> np.ndarray:

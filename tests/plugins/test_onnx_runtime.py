@@ -114,8 +114,12 @@ def test_w8a8_runs_on_integer_kernels(llama, backend, tmp_path):
     nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
     kinds = [node.op_type for node in nodes]
     quantized = [name for name, value in values.items() if not isinstance(value, torch.Tensor)]
-    assert kinds.count("MatMulInteger") == len(quantized) - 1 == 14  # one is embedding and head
-    assert kinds.count("Round") == 8  # q, k and v share their input, gate and up share theirs
+    assert (
+        kinds.count("MatMulIntegerToFloat") == len(quantized) - 1 == 14
+    )  # one is embedding and head
+    assert (
+        kinds.count("QuantizeLinear") == 8
+    )  # q, k and v share their input, gate and up share theirs
 
 
 @pytest.mark.parametrize("target", ["fp32", "w8", "int4", "int4_qdq", "w8a8"])
