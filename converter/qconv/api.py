@@ -409,6 +409,10 @@ def _plan_calibration(chosen: _Chosen, checkpoint: Checkpoint) -> CalibrationPla
     from qconv.planning import plan_calibration
 
     settings, request = chosen.calibration, chosen.request
+    if checkpoint.model.kind == "onnx":
+        from qconv._graphs import refuse_steps
+
+        refuse_steps(checkpoint.model.name, chosen.chain, request.statistics)
     follows = any(step.spec.sequential for step in chosen.chain.steps)
     statistics = request.statistics or ("sequential" if follows else "shared")
     return plan_calibration(
@@ -443,6 +447,7 @@ def _make_passes(
 ) -> Passes:
     """Open the model for running, and build the windows it is run on."""
     from qconv.calibration import build_windows
+    from qconv.checkpoint import FileCheckpoint
     from qconv.conversion import Passes
     from qconv.model import open_model
     from qconv.plugin import Calibrating
@@ -450,6 +455,11 @@ def _make_passes(
     settings, request = chosen.calibration, chosen.request
     if settings is None or made.calibration is None:
         raise RuntimeError("passes are made for chains that calibrate only")
+    if checkpoint.model.kind == "onnx" and isinstance(checkpoint, FileCheckpoint):
+        from qconv._graphs import graph_passes
+
+        watch(Calibrating(source=made.calibration.source, windows=made.calibration.windows))
+        return graph_passes(checkpoint, settings, chosen.chain, chosen.backends.values())
     sequential = made.calibration.statistics == "sequential"
     saved = None if sequential else _saved(settings, chosen.chain, checkpoint)
     runs = saved is None or bool(chosen.chain.transforms)

@@ -19,10 +19,10 @@ This module needs the standard library and pluggy only, so that listing plugins 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import pluggy
 
@@ -40,6 +40,7 @@ from qconv._events import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from qconv.grids import ActivationGrid, Grid
@@ -70,15 +71,18 @@ __all__ = [
     "FilePlan",
     "Fold",
     "FormatSpec",
+    "GraphRunner",
     "Layout",
     "MethodSpec",
     "ModelInfo",
+    "Observed",
     "OptionSpec",
     "Place",
     "PlanRequest",
     "Rounder",
     "RowOrder",
     "Runtime",
+    "SampleInput",
     "Source",
     "SourceSpec",
     "TensorFinished",
@@ -320,6 +324,56 @@ class Backend(Protocol):
 
     def open(self, path: Path) -> ArtifactReader:
         """Open an artifact with a reader that shares no code with the writer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleInput:
+    """An input of a graph.
+
+    shape: outermost first; None: any size
+    dtype: numpy's name: ``float32``, ``int64``
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """What came to some linear weights that share an input.
+
+    weights: names of the source tensors
+    rows: (tokens, in) float32
+    """
+
+    weights: tuple[str, ...]
+    rows: torch.Tensor
+
+
+@runtime_checkable
+class GraphRunner(Protocol):
+    """What a backend also is that reads sources which are graphs: it runs them, for statistics."""
+
+    def graph_inputs(self, model: ModelInfo) -> Mapping[str, SampleInput]:
+        """The inputs that a run takes, by name."""
+        ...
+
+    def observe(
+        self,
+        model: ModelInfo,
+        places: Mapping[str, tuple[Path, int, int]],
+        samples: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    ) -> Iterator[Sequence[Observed]]:
+        """Run the graph on each sample, and tell what its linear weights were multiplied with.
+
+        places: of every tensor, its file, the offset there, and its bytes
+        samples: inputs by name, of the shapes and dtypes that ``graph_inputs`` states
+
+        Raises:
+            BrokenPlugin, Unsupported: what runs it is missing, or does not know the graph.
+            UnreadableInput: the graph or a sample is not sound.
+        """
         ...
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qconv.errors import Unsupported, UnsupportedGrid
 
 from ._export import export_graph
 from ._layout import lay_out
+from ._observe import inputs_of, observe
 from ._options import read_scheme
 from ._parts import pack
 from ._planner import PlannedTensor, plan
@@ -20,13 +21,16 @@ from ._source import source_graph
 from ._source_plan import plan_source
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from qconv.plugin import (
         ArtifactReader,
         Layout,
         ModelInfo,
+        Observed,
         PlanRequest,
+        SampleInput,
         TensorPlan,
         TensorPlans,
     )
@@ -118,6 +122,24 @@ class OnnxBackend:
         from ._onnxruntime import OnnxRuntime
 
         return OnnxRuntime(path, context=context)
+
+    def graph_inputs(self, model: ModelInfo) -> Mapping[str, SampleInput]:
+        """The inputs that a run of an ``.onnx`` source takes, by name."""
+        return inputs_of(self._source(model).graph)
+
+    def observe(
+        self,
+        model: ModelInfo,
+        places: Mapping[str, tuple[Path, int, int]],
+        samples: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    ) -> Iterator[Sequence[Observed]]:
+        """Run an ``.onnx`` source in onnxruntime, and tell what its weights were multiplied with.
+
+        Raises:
+            BrokenPlugin, Unsupported: onnxruntime is missing, or does not know the graph.
+            UnreadableInput: it refuses the graph or a sample.
+        """
+        return observe(model, self._source(model).graph, places, samples)
 
     def _exported(self, model: ModelInfo, scheme: Scheme) -> Exported:
         """The graph; layout gets the one that was planned with, and other targets, too."""

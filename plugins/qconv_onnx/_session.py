@@ -26,9 +26,16 @@ _CUSTOM = re.compile(r"Fatal error: (?P<domain>[^\s:]+):(?P<name>\w+)\(-?\d+\) i
 _STANDARD = re.compile(r"No Op registered for (?P<name>\w+) with domain_version of (?P<opset>\d+)")
 
 
-def open_session(file: Path, *, provider: Provider = "cpu", options: Any = None) -> Any:  # noqa: ANN401
+def open_session(
+    file: Path | bytes,
+    *,
+    name: str | None = None,
+    provider: Provider = "cpu",
+    options: Any = None,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
     """An ``onnxruntime.InferenceSession`` of ``file`` that runs where it was asked to.
 
+    name: what messages call it; None: the file
     options: ``onnxruntime.SessionOptions``; None: those that print errors only
 
     Raises:
@@ -46,7 +53,7 @@ def open_session(file: Path, *, provider: Provider = "cpu", options: Any = None)
     try:
         session = runtime.InferenceSession(file, options, providers=[wanted])
     except Exception as error:  # onnxruntime raises errors of classes of its own, under no base
-        raise _told(file, str(error), runtime.__version__) from error
+        raise _told(name or str(file), str(error), runtime.__version__) from error
     if session.get_providers()[0] != wanted:
         raise BrokenPlugin(_without(provider, runtime))
     return session
@@ -92,7 +99,7 @@ def _without(provider: Provider, runtime: Any) -> str:  # noqa: ANN401
     )
 
 
-def _told(file: Path, said: str, version: str) -> UnreadableInput | Unsupported:
+def _told(file: str, said: str, version: str) -> UnreadableInput | Unsupported:
     newer = "pip install --upgrade onnxruntime, or write the graph for an older one"
     if match := _OPSET.search(said):
         return Unsupported(

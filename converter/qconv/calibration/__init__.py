@@ -14,6 +14,7 @@ from qconv.calibration._file import (
 )
 from qconv.calibration._json import CalibrationJson
 from qconv.calibration._running import InputStatistics, Seen, check_tokens, collect_statistics
+from qconv.calibration._samples import Samples, graph_samples
 from qconv.calibration._saved import SavedStatistics
 from qconv.calibration._settings import BUILTIN, Calibration
 from qconv.calibration._windows import Origin, SourceReport, Windows, WindowsReport
@@ -28,6 +29,7 @@ __all__ = [
     "CorpusCounts",
     "InputStatistics",
     "Origin",
+    "Samples",
     "SavedStatistics",
     "Seen",
     "SourceReport",
@@ -39,6 +41,7 @@ __all__ = [
     "check_tokens",
     "collect_statistics",
     "evaluation_windows",
+    "graph_samples",
     "load_calibration",
     "save_calibration",
 ]

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from qconv.checkpoint._mapped import MappedFile
@@ -112,6 +114,11 @@ class FileCheckpoint:
         return tensor.decode(
             tensor.copy(first + start // tensor.block, first + stop // tensor.block)
         )
+
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """The file that a tensor is in, the offset of its first byte there, and its bytes."""
+        tensor = self._tensor(name, 0, 0)
+        return tensor.file.path, tensor.offset, tensor.info.nbytes
 
     def block(self, name: str) -> int:
         """How many consecutive values of a row are stored together: 1 unless quantized."""
