@@ -120,13 +120,22 @@ def decoded(model: onnx.ModelProto, artifact: Path) -> onnx.ModelProto:
     for tensor in new.graph.initializer:
         if tensor.name in reader.tensors:
             read = reader.read(tensor.name).numpy()
-            old = numpy_helper.to_array(tensor)
-            turned = len(old.shape) == 2 and read.shape != old.shape
-            if len(old.shape) == 2 and not turned and old.shape[0] == old.shape[1]:
-                raise ValueError(f"{tensor.name}: a square weight tells no orientation")
-            values = (read.T if turned else read).reshape(old.shape)
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+            turned = read.T if _is_turned(model, tensor.name) else read
+            values = np.ascontiguousarray(turned).reshape(list(tensor.dims))
+            array = values.astype(numpy_helper.to_array(tensor).dtype)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return new
+
+
+def _is_turned(model: onnx.ModelProto, name: str) -> bool:
+    """The graph has the weight (in, out)."""
+    from onnx import helper
+
+    for node in model.graph.node:
+        if len(node.input) > 1 and node.input[1] == name and node.op_type in {"MatMul", "Gemm"}:
+            facts = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+            return not facts.get("transB")
+    return False
 
 
 def run(model: onnx.ModelProto | Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
