@@ -45,6 +45,11 @@ _OPTIONS = (
     ),
     OptionSpec(name="embedding", summary="bits of the token embedding", choices=("8", "float")),
     OptionSpec(
+        name="provider",
+        summary="where 8-bit inputs are to be multiplied; CUDA cannot, and gets weights only",
+        choices=("cpu", "cuda"),
+    ),
+    OptionSpec(
         name="sensitive",
         summary="layers whose inputs are not rounded: auto (measured), none, or down_proj+o_proj",
     ),

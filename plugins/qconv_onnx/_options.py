@@ -25,7 +25,15 @@ _QUANTIZED: Mapping[str, tuple[Operator, int, int | None, bool]] = {
 
 _GRAPH = ("kv_cache",)
 _TABLES = ("embedding", "head")
-_INTEGERS = ("accuracy_level", "search", "sensitive", "sensitive_above", *_TABLES, *_GRAPH)
+_INTEGERS = (
+    "accuracy_level",
+    "provider",
+    "search",
+    "sensitive",
+    "sensitive_above",
+    *_TABLES,
+    *_GRAPH,
+)
 _BLOCKS = ("group_size", "search", "symmetric", *_GRAPH)
 _KNOWN: Mapping[str, tuple[str, ...]] = {
     "fp32": _GRAPH,
@@ -47,6 +55,11 @@ _INT8_OF_DECODER = (
 )
 _INT8_OF_ENCODER = (
     "int8 of an encoder is w8a8: it takes many tokens at once, which integers multiply faster"
+)
+
+#: The operators that onnxruntime-gpu 1.31's CUDA provider lists.
+_NO_INTEGERS_ON_CUDA = (
+    "onnxruntime has no kernel on CUDA that takes inputs of 8 bits: the same codes, weights only"
 )
 
 
@@ -103,6 +116,8 @@ def read_scheme(request: PlanRequest, *, is_decoder: bool) -> Scheme:
     if name not in _QUANTIZED:
         return Scheme(format=name, kv_cache=kv_cache)
     operator, bits, group_size, symmetric = _QUANTIZED[name]
+    if options.get("provider") == "cuda":
+        operator, why = "channel", _NO_INTEGERS_ON_CUDA
     if group_size is not None:
         group_size = int(options.get("group_size", group_size))  # the host allows the choices only
     if "symmetric" in options:

@@ -105,6 +105,52 @@ def test_an_option_of_the_other_int8_is_refused_with_what_int8_is(backend, tmp_p
         _plan(backend, encoder, "int8", group_size="32")
 
 
+def test_on_cuda_the_codes_of_w8a8_are_weights_only(llama, backend, model, tmp_path):
+    linears = {
+        each.name: each
+        for each in _plan(backend, model, "w8a8", provider="cuda").tensors
+        if each.grid and "embed" not in each.name
+    }
+    assert {(each.operator, each.activation) for each in linears.values()} == {("channel", None)}
+    assert all("no kernel on CUDA" in each.reason for each in linears.values())
+    on_cpu, values = write(backend, llama, tmp_path / "cpu", "w8a8")
+    on_cuda, _ = write(backend, llama, tmp_path / "cuda", "w8a8", provider="cuda")
+    for name in values:
+        assert torch.equal(OnnxReader(on_cpu).read(name), OnnxReader(on_cuda).read(name)), name
+
+
+@pytest.mark.parametrize("above", ["0", "1", "-0.1", "much", "nan"])
+def test_a_limit_of_errors_that_is_none_is_refused(backend, model, above):
+    with pytest.raises(UsageError, match="choose a relative error between 0 and 1"):
+        _plan(backend, model, "w8a8", sensitive_above=above)
+
+
+def test_a_limit_goes_with_measurement_only(backend, model):
+    with pytest.raises(UsageError, match=r"sensitive_above=0\.1 goes with sensitive=auto"):
+        _plan(backend, model, "w8a8", sensitive_above="0.1", sensitive="none")
+
+
+def test_a_sensitive_layer_that_the_model_lacks_is_named_with_those_it_has(backend, model):
+    with pytest.raises(UsageError, match=r"sensitive=fc2: .* this model has down_proj, gate_proj"):
+        _plan(backend, model, "w8a8", sensitive="fc2+down_proj")
+
+
+def test_a_plan_that_hangs_on_errors_asks_for_them_until_it_has_them(backend, model):
+    asked = _plan(backend, model, "w8a8")
+    assert asked.asks_input_errors
+    assert not _plan(backend, model, "w8a8", sensitive="none").asks_input_errors
+    assert not _plan(backend, model, "w8").asks_input_errors
+    name = "model.layers.0.mlp.down_proj.weight"
+    request = PlanRequest(model=model, format="w8a8", input_errors={name: 0.25})
+    anew = backend.plan_tensors(request)
+    assert not anew.asks_input_errors
+    (found,) = (each for each in anew.tensors if each.name == name)
+    assert (found.operator, found.activation) == ("nbits", None)
+    assert found.reason == (
+        "rounding its input would change its output by 25.0%, more than 10.0%: 8 bits, weights only"
+    )
+
+
 def _tables(plans) -> dict[str, str]:
     return {
         each.name: each.grid.name if each.grid else each.dtype
