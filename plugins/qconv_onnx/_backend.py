@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import Unsupported, UnsupportedGrid
 
 from ._export import export_graph
-from ._layout import lay_out
+from ._genai import FILE, genai_config
+from ._layout import GRAPH_FILE, lay_out
 from ._observe import inputs_of, observe
 from ._options import read_scheme
 from ._parts import pack
@@ -79,7 +80,7 @@ class OnnxBackend:
             scheme = read_scheme(request, is_decoder=is_decoder(model))
             graph = self._exported(model, scheme)
         folder = f"{_stem(model)}-ONNX-{scheme.format.upper()}"
-        companions = sorted(each for each in model.files.items() if each[0] not in _STALE)
+        companions = _companions(model, graph)
         tensors = [_planned(each) for each in plans.tensors]
         return lay_out(folder, scheme, graph, tensors, companions)
 
@@ -155,6 +156,15 @@ class OnnxBackend:
         if key not in self._sources:
             self._sources[key] = source_graph(model)
         return self._sources[key]
+
+
+def _companions(model: ModelInfo, graph: Exported) -> list[tuple[str, bytes]]:
+    """What lies beside the graph: the source's own files, and what onnxruntime-genai reads."""
+    files = {name: data for name, data in model.files.items() if name not in _STALE}
+    made = None if model.kind == "onnx" else genai_config(model, graph.graph, GRAPH_FILE)
+    if made is not None and FILE not in files:
+        files[FILE] = made
+    return sorted(files.items())
 
 
 def _stem(model: ModelInfo) -> str:

@@ -237,6 +237,7 @@ def test_the_pipeline_writes_what_the_backend_encodes(llama, backend, tmp_path, 
     folder = tmp_path / "host" / expected.name
     assert {path.name for path in made.artifacts[0].files} == {
         "config.json",
+        "genai_config.json",
         "generation_config.json",
         "model.onnx",
         "model.onnx.data",
