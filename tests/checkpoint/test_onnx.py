@@ -220,3 +220,17 @@ def test_a_name_that_garbles_a_terminal_is_refused(tmp_path):
 def test_weights_in_a_type_of_quantized_models_are_refused(tmp_path):
     more = helper.make_tensor("packed", TensorProto.INT4, [4, 4], bytes(8), raw=True)
     refused(save(tmp_path, model(more), external=True), "the model is quantized already")
+
+
+def test_weights_in_constant_nodes_are_read_in_place_as_well(tmp_path):
+    made = model()
+    for name, array in (("kernel", KERNEL), ("few", np.ones(200, np.int64))):
+        value = numpy_helper.from_array(array, "unnamed")
+        made.graph.node.insert(0, helper.make_node("Constant", [], [name + ".1"], value=value))
+    with open_checkpoint(save(tmp_path, made)) as opened:
+        read = opened.read_rows("kernel.1", 0, 72).numpy()
+        assert np.array_equal(read.reshape(KERNEL.shape), KERNEL)
+        assert "few.1" not in opened.model.tensors
+        kept = onnx.load_model_from_string(opened.model.metadata["graph"])
+    assert [node.op_type for node in kept.graph.node] == ["Constant", "MatMul"]
+    assert "kernel.1" in {each.name for each in kept.graph.initializer}

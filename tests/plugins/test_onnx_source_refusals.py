@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
-from onnx_sources import cnn, graph, mlp, save, values
+from onnx import TensorProto, helper, numpy_helper
+from onnx_sources import cnn, graph, mlp, run, save, values
 
 import qconv
 from qconv.errors import UnreadableInput, Unsupported, UsageError
@@ -119,26 +118,41 @@ def test_a_backend_that_does_not_read_graphs_says_who_does(tmp_path, target):
         qconv.plan(path, to=target)
 
 
-def test_constants_in_another_file_are_not_lost(tmp_path):
-    constant = helper.make_node(
-        "Constant", [], ["w"], value=numpy_helper.from_array(values(64, 96), "constant")
+def test_constants_of_inner_graphs_in_another_file_are_not_lost(tmp_path):
+    constant = helper.make_tensor(
+        "inner", TensorProto.FLOAT, [64, 64], values(64, 64).tobytes(), True
     )
-    node = helper.make_node("MatMul", ["x", "w"], ["a"])
-    last = helper.make_node("MatMul", ["a", "v"], ["y"])
-    weights = {"v": values(96, 32)}
-    made = graph([constant, node, last], weights, {"x": ["n", 64]}, {"y": ["n", 32]})
-    folder = tmp_path / "model"
-    folder.mkdir()
-    onnx.save_model(
-        made,
-        folder / "model.onnx",
-        save_as_external_data=True,
-        location="w.bin",
-        size_threshold=0,
-        convert_attribute=True,
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["inner"], ["out"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [64, 64])],
+        [constant],
     )
+    yes = numpy_helper.from_array(np.array(True), "yes")
+    nodes = [
+        helper.make_node("If", ["yes"], ["w"], then_branch=branch, else_branch=branch),
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["a", "v"], ["y"]),
+    ]
+    made = graph(nodes, {"v": values(64, 32)}, {"x": ["n", 64]}, {"y": ["n", 32]})
+    made.graph.initializer.append(yes)
+    path = save(made, tmp_path / "model", external=True)
     with pytest.raises(Unsupported, match="its values lie in another file; save the model with"):
-        _plan(folder)
+        _plan(path)
+
+
+def test_weights_in_constant_nodes_are_quantized(tmp_path):
+    made = mlp()
+    (first,) = [each for each in made.graph.initializer if each.name == "first"]
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["first"], value=first))
+    made.graph.initializer.remove(first)
+    path = save(made, tmp_path / "model")
+    assert {each.name for each in _plan(path).tensors if each.grid} >= {"first", "second"}
+    done = qconv.convert(path, to="onnx:w8", out=tmp_path, threads=1)
+    x = values(5, 64, seed=1)
+    off = run(done.artifacts[0].files[0].parent / "model.onnx", x) - run(mlp(), x)
+    assert np.linalg.norm(off) < 0.05 * np.linalg.norm(run(mlp(), x))
 
 
 def test_a_value_from_nowhere_is_unreadable(tmp_path):

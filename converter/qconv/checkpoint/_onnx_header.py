@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 #: Where the tensors of ``OnnxHeader.graph`` are said to lie; no such file exists.
 NOWHERE = "weights"
 
-_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER = 7, 1, 5
+_NODE_OUTPUT, _NODE_TYPE, _NODE_ATTRIBUTE, _ATTRIBUTE_TENSOR = 2, 4, 5, 5
 _DIMS, _TYPE, _SEGMENT, _FLOATS, _NAME, _RAW, _DOUBLES, _EXTERNAL, _LOCATION = (
     *(1, 2, 3, 4, 8, 9, 10, 13),
     14,
@@ -64,6 +65,9 @@ _MAX_DIMENSIONS = 64
 #: Fields that hold packed values just as they lie in memory, and the type they are of.
 _IN_PLACE = {_FLOATS: "F32", _DOUBLES: "F64"}
 
+#: Bytes of a node that may be a Constant that holds a weight.
+_LEAST_CONSTANT = 512
+
 #: What is smaller stays in the graph, as operators look at such values when a graph is loaded:
 #: vectors of floats with fewer values, and anything else of fewer bytes.
 _FEW_FLOATS, _FEW_NBYTES = 64, 1 << 16
@@ -75,7 +79,8 @@ _ANEW = "the file is damaged or hostile, get it anew from its publisher"
 class OnnxHeader:
     """An ONNX file, checked against its end and the ends of the files beside it.
 
-    tensors: initializers, in the order of the graph; but small ones, which stay in it
+    tensors: initializers, and what Constant nodes hold, in the order of the graph; but small ones,
+        which stay in it
     graph: the serialized ModelProto, in which these lie in a file :data:`NOWHERE`
     """
 
@@ -85,7 +90,7 @@ class OnnxHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Initializer:
-    """A TensorProto's fields, by number; ``place`` is where its values lie in the file as they are.
+    """A tensor of the graph; ``place`` is where its values lie in the file as they are.
 
     external: where its values lie in another file, by key
     """
@@ -147,42 +152,73 @@ class _Kept:
         self._nbytes += nbytes
         if self._nbytes > MAX_HEADER_NBYTES:
             raise UnreadableInput(
-                f"{self._file.path}: besides initializers, the graph takes more than "
-                f"{MAX_HEADER_NBYTES} bytes; make its constants initializers, for example with "
-                "onnxruntime's or onnxslim's optimizer"
+                f"{self._file.path}: besides its weights, the graph takes more than "
+                f"{MAX_HEADER_NBYTES} bytes; make constants of graphs within it initializers, for "
+                "example with onnxruntime's optimizer"
             )
 
 
 def _graph(graph: Message, kept: _Kept, found: dict[str, StoredTensor], external: External) -> None:
     names: set[str] = set()
     for each in graph:
-        if each.number != _GRAPH_INITIALIZER:
+        holder = _holder(graph, each)
+        if holder is None:
             kept.copy(each)
             continue
-        tensor = _initializer(graph.message(each, "an initializer"))
+        tensor = _initializer(holder)
         if tensor.name in names:
             raise graph.fault(each.begin, f"initializer {shown(tensor.name)} appears twice")
         names.add(tensor.name)
         stored = _stored(graph.file, tensor, external)
-        if stored is None:
+        if stored is None or (_is_small(stored.info) and each.number == _GRAPH_NODE):
             kept.copy(each)
         elif _is_small(stored.info):
-            kept.add(encoded_bytes(_GRAPH_INITIALIZER, _with_values(each, stored, graph)))
+            kept.add(encoded_bytes(_GRAPH_INITIALIZER, _with_values(holder, stored)))
         else:
             found[tensor.name] = stored
-            kept.add(encoded_bytes(_GRAPH_INITIALIZER, _without_values(each, stored, graph)))
+            kept.add(encoded_bytes(_GRAPH_INITIALIZER, _without_values(holder, stored)))
 
 
-def _initializer(message: Message) -> _Initializer:
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A TensorProto: an initializer's, or that of a Constant node, which is called ``name``."""
+
+    message: Message
+    name: str | None = None
+
+
+def _holder(graph: Message, each: Field) -> _Holder | None:
+    """What a field of the graph holds of a tensor; None: nothing that might be a weight."""
+    if each.number == _GRAPH_INITIALIZER:
+        return _Holder(graph.message(each, "an initializer"))
+    if each.number != _GRAPH_NODE or each.stop - each.start < _LEAST_CONSTANT:
+        return None
+    node = graph.message(each, "a node")
+    fields: dict[int, list[Field]] = {}
+    for inner in node:
+        fields.setdefault(inner.number, []).append(inner)
+    kinds, outputs = fields.get(_NODE_TYPE, []), fields.get(_NODE_OUTPUT, [])
+    if [node.take(kind, "an operator") for kind in kinds] != [b"Constant"] or len(outputs) != 1:
+        return None
+    for attribute in fields.get(_NODE_ATTRIBUTE, []):
+        inside = node.message(attribute, "an attribute")
+        for inner in inside:
+            if inner.number == _ATTRIBUTE_TENSOR:
+                name = node.text(outputs[0], "an output")
+                return _Holder(inside.message(inner, "a constant"), name)
+    return None
+
+
+def _initializer(holder: _Holder) -> _Initializer:
+    message = holder.message
     fields: dict[int, list[Field]] = {}
     for each in message:
         fields.setdefault(each.number, []).append(each)
-    name = "".join(message.text(each, "its name") for each in fields.get(_NAME, [])[-1:])
+    name = holder.name
+    if name is None:
+        name = "".join(message.text(each, "its name") for each in fields.get(_NAME, [])[-1:])
     check_tensor_name(message.file.path, name)
     what = f"initializer {shown(name)}"
-    dims = [size for each in fields.get(_DIMS, []) for size in message.numbers(each, what)]
-    if len(dims) > _MAX_DIMENSIONS or any(not 0 <= size < MAX_SIZE for size in dims):
-        raise message.fault(fields[_DIMS][0].begin, f"{what}: shape {shown(dims)} is none")
     places = [each for number in (_RAW, *_IN_PLACE) for each in fields.get(number, [])]
     if _SEGMENT in fields or (len(places) > 1 and all(each.is_bytes for each in places)):
         begin = (fields.get(_SEGMENT) or places)[0].begin
@@ -193,10 +229,17 @@ def _initializer(message: Message) -> _Initializer:
     return _Initializer(
         name=name,
         dtype=_TYPES.get((numbers or [0])[-1] or 0),
-        shape=tuple(dims),
+        shape=_shape(message, what, fields.get(_DIMS, [])),
         place=places[0] if len(places) == 1 and places[0].is_bytes else None,
         external=dict(_entry(entry) for entry in entries) if elsewhere else None,
     )
+
+
+def _shape(message: Message, what: str, fields: list[Field]) -> tuple[int, ...]:
+    dims = [size for each in fields for size in message.numbers(each, what)]
+    if len(dims) > _MAX_DIMENSIONS or any(not 0 <= size < MAX_SIZE for size in dims):
+        raise message.fault(fields[0].begin, f"{what}: shape {shown(dims)} is none")
+    return tuple(dims)
 
 
 def _entry(message: Message) -> tuple[str, str]:
@@ -280,23 +323,23 @@ def _placed(
     return StoredTensor(info=info, file=file, offset=offset, block=1, block_nbytes=width)
 
 
-def _without_values(each: Field, stored: StoredTensor, graph: Message) -> bytes:
+def _without_values(holder: _Holder, stored: StoredTensor) -> bytes:
     """An initializer that lies :data:`NOWHERE`: name, type and shape as they are."""
     location = encoded_bytes(1, b"location") + encoded_bytes(2, NOWHERE.encode())
     external = encoded_bytes(_EXTERNAL, location) + encoded_value(_LOCATION, 1)
-    return _facts(each, stored, graph) + external
+    return _facts(holder, stored) + external
 
 
-def _with_values(each: Field, stored: StoredTensor, graph: Message) -> bytes:
+def _with_values(holder: _Holder, stored: StoredTensor) -> bytes:
     """An initializer that lies in the graph."""
     raw = stored.copy(0, stored.rows * stored.columns).numpy().tobytes()
-    return _facts(each, stored, graph) + encoded_bytes(_RAW, raw)
+    return _facts(holder, stored) + encoded_bytes(_RAW, raw)
 
 
-def _facts(each: Field, stored: StoredTensor, graph: Message) -> bytes:
+def _facts(holder: _Holder, stored: StoredTensor) -> bytes:
     kept = [
-        graph.file.buffer[item.begin : item.stop]
-        for item in graph.message(each, "an initializer")
+        holder.message.file.buffer[item.begin : item.stop]
+        for item in holder.message
         if item.number in {_DIMS, _TYPE}
     ]
     return b"".join([*kept, encoded_bytes(_NAME, stored.info.name.encode())])
