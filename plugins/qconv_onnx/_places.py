@@ -124,13 +124,13 @@ def _at_top(model: ir.Model, places: Sequence[Place]) -> bool:
 
 def _place(weight: ir.Value, node: ir.Node) -> Place | None:
     dimensions = len(sizes_of(weight))
-    if node.domain not in {"", "ai.onnx"}:
+    if node.domain not in {"", "ai.onnx"} or not node.outputs:
         return None
-    if node.op_type == "Conv" and dimensions > 2 and node.inputs[1] is weight:
+    if node.op_type == "Conv" and dimensions > 2 and weight in node.inputs[1:2]:
         return Convolution(nodes=(node,))
     if dimensions != 2:
         return None
-    if node.op_type == "Gather" and node.inputs[0] is weight:
+    if node.op_type == "Gather" and node.inputs[0] is weight and len(node.inputs) > 1:
         axis = node.attributes.get("axis")
         return Lookup(nodes=(node,)) if axis is None or axis.as_int() == 0 else None
     if not _turns(node):
@@ -150,7 +150,7 @@ def _product(nodes: tuple[ir.Node, ...], weight: ir.Value, *, turned: bool) -> P
     node = nodes[-1]
     if node.op_type not in {"MatMul", "Gemm"} or node.domain not in {"", "ai.onnx"}:
         return None
-    left, right = node.inputs[:2]
+    left, right = (*node.inputs, None, None)[:2]
     if left is None or left is right or right is not weight:
         return None
     if left.shape is not None and len(left.shape) < 2:

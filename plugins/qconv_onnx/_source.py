@@ -72,7 +72,7 @@ def source_graph(info: ModelInfo) -> SourceGraph:
     for name in unused:
         model.graph.initializers.pop(name)
     return SourceGraph(
-        graph=_serialized(model),
+        graph=_serialized(info, model),
         weights=tuple(name for name in info.tensors if name in used),
         dropped=tuple(_dropped(name) for name in info.tensors if name not in used),
         embedding=None,
@@ -125,7 +125,6 @@ def _parsed(info: ModelInfo) -> onnx_ir.Model:
     try:
         import onnx
         import onnx_ir as ir
-        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise BrokenPlugin(
             f"the onnx backend needs onnx and onnxscript, which cannot be imported: {error}; "
@@ -134,11 +133,8 @@ def _parsed(info: ModelInfo) -> onnx_ir.Model:
     data: bytes = info.metadata["graph"]
     try:
         return ir.from_proto(onnx.load_model_from_string(data))
-    except (DecodeError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UnreadableInput(
-            f"{info.name}: not a sound ONNX graph: {error}; check it with onnx.checker, or get it "
-            "anew"
-        ) from error
+    except Exception as error:  # onnx_ir raises errors of many classes
+        raise _unsound(info, error) from error
 
 
 def _refuse_unsound(info: ModelInfo, model: onnx_ir.Model) -> None:
@@ -213,11 +209,21 @@ def _dropped(name: str) -> Dropped:
     return Dropped(name=name, reason="nothing in the graph uses it")
 
 
-def _serialized(model: onnx_ir.Model) -> bytes:
+def _serialized(info: ModelInfo, model: onnx_ir.Model) -> bytes:
     import onnx_ir as ir
 
     from ._export import IR_VERSION
 
     model.ir_version = max(model.ir_version, IR_VERSION)
-    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    try:
+        data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    except Exception as error:  # as above
+        raise _unsound(info, error) from error
     return data
+
+
+def _unsound(info: ModelInfo, error: Exception) -> UnreadableInput:
+    told = " ".join(str(error.__cause__ or error).split())[:300]
+    return UnreadableInput(
+        f"{info.name}: not a sound ONNX graph: {told}; check it with onnx.checker, or get it anew"
+    )

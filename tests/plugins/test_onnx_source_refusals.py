@@ -8,7 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_sources import cnn, graph, mlp, run, save, values
 
 import qconv
+from qconv.checkpoint import open_checkpoint
 from qconv.errors import UnreadableInput, Unsupported, UsageError
+from qconv.plugin import PlanRequest
+from qconv_onnx._backend import OnnxBackend
 
 
 def _plan(path, target: str = "w8"):
@@ -167,3 +170,21 @@ def test_a_node_without_an_operator_is_unreadable(tmp_path):
     made.graph.node[1].ClearField("op_type")
     with pytest.raises(UnreadableInput, match=r"node '' \(\) has no type; check it with"):
         _plan(save(made, tmp_path))
+
+
+def test_flipped_bytes_of_a_graph_never_end_in_another_error(tmp_path):
+    path = save(mlp(), tmp_path, external=True)
+    data, rng, backend = path.read_bytes(), np.random.default_rng(0), OnnxBackend()
+    outcomes = set()
+    for _ in range(500):
+        changed = bytearray(data)
+        changed[rng.integers(len(data))] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            with open_checkpoint(path) as opened:
+                request = PlanRequest(model=opened.model, format="w8a8")
+                backend.layout(request, backend.plan_tensors(request))
+            outcomes.add("sound")
+        except (UnreadableInput, Unsupported) as error:
+            outcomes.add(type(error).__name__)
+    assert outcomes >= {"sound", "UnreadableInput"}
