@@ -151,3 +151,16 @@ def run(model: onnx.ModelProto | Path, x: np.ndarray[Any, Any]) -> np.ndarray[An
     (found,) = session.run(None, {session.get_inputs()[0].name: x})
     array: np.ndarray[Any, Any] = found
     return array
+
+
+def write_tokenizer(folder: Path, words: int) -> None:
+    """A tokenizer whose words are the numbers below ``words``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    known = {str(number): number for number in range(words)}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "0"}'
+    )

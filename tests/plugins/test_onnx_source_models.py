@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx_driver import run, save_bert, session
-from onnx_sources import decoded
+from onnx_sources import decoded, write_tokenizer
 
 import qconv
 
@@ -53,11 +54,9 @@ def test_a_bert_that_qconv_exported_is_quantized_like_any_graph(bert, tmp_path, 
 
 
 def test_text_calibrates_a_graph_that_takes_token_ids(bert, tmp_path):
-    import shutil
-
     (tmp_path / "text.txt").write_text(" ".join(str(number) for number in range(2000)))
     source = shutil.copytree(bert, tmp_path / "with-tokenizer")
-    _write_tokenizer(source)
+    write_tokenizer(source, 800)
     made = qconv.convert(
         source,
         to="onnx:int4",
@@ -71,19 +70,6 @@ def test_text_calibrates_a_graph_that_takes_token_ids(bert, tmp_path):
     told = made.to_json()["calibration"]
     assert (told["windows"], told["tokens"]) == (4, 128)
     assert _states(_folder(made), IDS).shape == (2, 9, 64)
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """Words of digits, which the model's 800 tokens are."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {str(number): number for number in range(800)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "0"}'
-    )
 
 
 @pytest.mark.slow

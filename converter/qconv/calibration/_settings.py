@@ -37,7 +37,8 @@ class Calibration:
 
     source: one or several of ``builtin`` (qconv's own text), ``self`` (sampled from the model),
         a ``.txt``, ``.jsonl`` or ``.parquet`` file, a folder of such files, or a calibration file
-        that ``qconv calibrate`` wrote; ``path=0.3`` gives it that share of the windows
+        that ``qconv calibrate`` wrote; ``path=0.3`` gives it that share of the windows; for an ONNX
+        graph a ``.npz`` of samples by input, too
     windows: how many; None takes all that the text gives
     window_length: tokens of a window; without packing, at most
     sampling: which windows are taken when the text gives more:

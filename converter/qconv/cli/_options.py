@@ -46,7 +46,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="Hugging Face folder, .safetensors file or index, or .gguf file.",
+        help="Hugging Face folder, .safetensors file or index, .gguf or .onnx file.",
     ),
 ]
 To = Annotated[
