@@ -24,6 +24,7 @@ MODULES = (
     "qconv.statistics",
     "qconv.tensors",
     "qconv.testing",
+    "qconv.validation",
 )
 
 

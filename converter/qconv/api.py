@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Transform,
     )
     from qconv.statistics import Statistics
-    from qconv.validation import Depth, Validation
+    from qconv.validation import Depth, QuickCheck, Validation
 
 Search = Literal["default", "ggml"]
 StatisticsFrom = Literal["shared", "sequential"]
@@ -135,7 +135,6 @@ def convert(
     from qconv._host import load_plugins
     from qconv._sources import open_source
     from qconv.conversion import input_errors, run
-    from qconv.validation import QuickCheck
 
     request = _Request(
         to=to,
@@ -162,7 +161,7 @@ def convert(
         if passes and any(target.tensors.asks_input_errors for target in made.targets):
             found = input_errors(made, checkpoint, steps, passes, observer=watch)
             made = _make_plan(chosen, checkpoint, Path(model), found)
-        check = QuickCheck(checkpoint, plain=not chosen.chain.transforms) if validate else None
+        check = _make_check(chosen, checkpoint) if validate else None
         done = run(
             made,
             checkpoint,
@@ -425,6 +424,13 @@ def _plan_calibration(chosen: _Chosen, checkpoint: Checkpoint) -> CalibrationPla
         dtype=request.dtype,
         streams=len(chosen.targets) if statistics == "sequential" else 1,
     )
+
+
+def _make_check(chosen: _Chosen, checkpoint: OpenedSource) -> QuickCheck:
+    """What looks at artifacts before they get their names."""
+    from qconv.validation import QuickCheck
+
+    return QuickCheck(checkpoint, chosen.host, plain=not chosen.chain.transforms)
 
 
 def _make_steps(host: Host, chain: Chain) -> Steps:

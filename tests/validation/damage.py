@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import qconv
 from plugins.gguf_models import TEMPLATE, byte_level_files, llama_config, save_model
-from qconv.validation import ArtifactResult, Validation
+
+if TYPE_CHECKING:
+    import torch
+
+    from qconv.validation import ArtifactResult, Validation
 
 #: As of a model that speaks.
 CONFIG = {"chat_template": TEMPLATE, "bos_token": "<|start|>", "eos_token": "<|end|>"}

@@ -7,7 +7,6 @@ for a tensor that a method rescaled, its source in float32, too.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,10 @@ from qconv.validation._limits import bits_limit, float_limit, grid_limit, sample
 from qconv.validation._rescaled_vectors import is_answered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
+from qconv.validation._sampling import chosen_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qconv.conversion._slabs import Job
     from qconv.plugin import TensorInfo, TensorPlan
     from qconv.validation._matching import Match
+    from qconv.validation._sampling import Runs
 
     Progress = Callable[[str, int, int], None]
 
@@ -38,8 +39,6 @@ _COLUMNS = 32
 
 #: Names listed in a message; the rest is counted.
 _LISTED = 8
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +60,20 @@ def check_bytes(
     """Account for every tensor, and compare them with the source.
 
     progress: called with a tensor's name, weights done and weights to do
-    budget: values to decode at most, of the first and last tensors of every kind; None: all
+    budget: values to decode and compare at most; None: all, otherwise a sample
     plain: no step of the method rescales channels, so a rescaled weight is a wrong one
     """
     reading = _Reading(match=match, source=source, plain=plain)
     there = match.reader.tensors
     jobs = [(job, plan) for job, plan in match.jobs() if plan.name in there]
-    chosen = _chosen([plan.name for _, plan in jobs], match, budget)
+    chosen = chosen_tensors([plan.name for _, plan in jobs], match.reader, budget)
     total = sum(there[name].numel for name in chosen)
     results, done = [], 0
     for job, plan in jobs:
         if plan.name not in chosen:
             results.append(replace(_described(match, plan), sampled=0.0))
             continue
-        results.append(reading.checked(job, plan))
+        results.append(reading.checked(job, plan, chosen[plan.name]))
         done += there[plan.name].numel
         progress(plan.name, done, total)
     results = [reading.settled(each, jobs) for each in results]
@@ -104,27 +103,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _chosen(names: Sequence[str], match: Match, budget: int | None) -> Collection[str]:
-    """The tensors to decode: of every kind (a name without numbers) the first, then the last.
-
-    The smallest come first, and at least one tensor comes.
-    """
-    if budget is None:
-        return set(names)
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
-    sizes = {name: match.reader.tensors[name].numel for name in names}
-    firsts = sorted((each[0] for each in kinds.values()), key=lambda name: sizes[name])
-    lasts = sorted((each[-1] for each in kinds.values()), key=lambda name: sizes[name])
-    chosen: set[str] = set()
-    for name in dict.fromkeys([*firsts, *lasts]):
-        if chosen and sum(sizes[each] for each in chosen) + sizes[name] > budget:
-            continue
-        chosen.add(name)
-    return chosen
-
-
 def _described(match: Match, plan: TensorPlan) -> TensorResult:
     """A tensor before it is decoded."""
     info = match.reader.tensors[plan.name]
@@ -149,17 +127,19 @@ class _Reading:
     source: OpenedSource
     plain: bool
 
-    def checked(self, job: Job, plan: TensorPlan) -> TensorResult:
-        """Decode and compare one tensor."""
+    def checked(self, job: Job, plan: TensorPlan, runs: Runs) -> TensorResult:
+        """Decode and compare some rows of a tensor."""
         described = _described(self.match, plan)
         if described.shape != plan.shape and _squeezed(described.shape) != _squeezed(plan.shape):
             fault = f"its shape is {described.shape}, but the source makes it {plan.shape}"
             return replace(described, faults=(fault,))
+        sample = _Sample(reading=self, job=job, plan=plan, runs=runs)
         try:
-            found = self.match.reader.read(plan.name).reshape(job.rows, job.columns)
+            found = sample.found()
         except (QconvError, ValueError, RuntimeError) as error:
             return replace(described, faults=(f"it cannot be decoded: {error}",))
-        return self._judged(job, plan, described, found)
+        described = replace(described, sampled=sample.count / max(1, job.rows))
+        return self._judged(sample, described, found)
 
     def settled(self, result: TensorResult, jobs: Sequence[tuple[Job, TensorPlan]]) -> TensorResult:
         """A changed vector is a wrong one unless a weight of its block was changed to match."""
@@ -173,22 +153,21 @@ class _Reading:
 
     def _both(self, job: Job, plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.match.reader.read(plan.name).reshape(job.rows, job.columns)
-        return found, self._expected(job, plan, 0, job.rows).float()
+        return found, self.expected(job, plan, 0, job.rows).float()
 
     def _judged(
-        self, job: Job, plan: TensorPlan, described: TensorResult, found: torch.Tensor
+        self, sample: _Sample, described: TensorResult, found: torch.Tensor
     ) -> TensorResult:
+        job, plan = sample.job, sample.plan
         limit, columns = self._limit(job, plan), self._columns(job, plan)
-
-        def expected(start: int, stop: int) -> torch.Tensor:
-            return self._expected(job, plan, start, stop)
-
-        comparison = compare(found, expected, columns, allowed=limit)
+        comparison = compare(
+            found, sample.expected, columns, allowed=limit, numbers=sample.numbers()
+        )
         changed = math.isfinite(comparison.relative_error) and (
             bool(comparison.faults) or comparison.relative_error > limit
         )
         if changed and not self.plain:
-            again = self._rescaled(job, plan, found, columns, limit)
+            again = self._rescaled(sample, found, columns, limit)
             if again is not None:
                 return replace(
                     described,
@@ -200,8 +179,8 @@ class _Reading:
         faults = list(comparison.faults)
         if comparison.relative_error > limit:
             far = _far(comparison.relative_error, limit)
-            first = expected(0, min(job.rows, ROWS))
-            whose = list(whose_values(found, first, plan, self.source))
+            first = sample.expected(0, min(sample.count, ROWS))
+            whose = list(whose_values(found, first, plan, self.source, sample.numbers()))
             faults = [far, *whose] if whose else [far, *faults]
         return replace(
             described,
@@ -212,11 +191,11 @@ class _Reading:
         )
 
     def _rescaled(
-        self, job: Job, plan: TensorPlan, found: torch.Tensor, columns: int, limit: float
+        self, sample: _Sample, found: torch.Tensor, columns: int, limit: float
     ) -> Comparison | None:
         """The comparison with the source's channels rescaled; None where that explains nothing."""
-        source = self._expected(job, plan, 0, job.rows).float()
-        if job.rows == 1:
+        source = sample.expected(0, sample.count).float()
+        if sample.job.rows == 1:
             return compare(found, lambda a, b: source[a:b], columns, allowed=None)
         near = rescaled(source, found)
         if near is None:
@@ -224,7 +203,7 @@ class _Reading:
         again = compare(found, lambda a, b: near[a:b], columns, allowed=limit)
         return None if again.faults or again.relative_error > limit else again
 
-    def _expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+    def expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
         import torch
 
         rows = Rows(source=self.source, job=job, start=start, stop=stop).stored(plan)
@@ -242,8 +221,49 @@ class _Reading:
             return float_limit(info.dtype) or _bits_limit(info)
         import torch
 
-        rows = [self._expected(job, plan, at, at + 1) for at in sampled_rows(job.rows)]
+        rows = [self.expected(job, plan, at, at + 1) for at in sampled_rows(job.rows)]
         return grid_limit(grid, torch.cat(rows).float())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """Some rows of a tensor, counted from 0 among themselves. runs: which of the artifact's."""
+
+    reading: _Reading
+    job: Job
+    plan: TensorPlan
+    runs: Runs
+
+    @property
+    def count(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+    def numbers(self) -> Sequence[int]:
+        """The rows' numbers in the artifact."""
+        return [row for start, stop in self.runs for row in range(start, stop)]
+
+    def found(self) -> torch.Tensor:
+        """The rows as decoded: (rows, columns) float32."""
+        import torch
+
+        reader: Any = self.reading.match.reader
+        if hasattr(reader, "read_rows"):
+            return torch.cat([reader.read_rows(self.plan.name, *run) for run in self.runs])
+        every: torch.Tensor = reader.read(self.plan.name).reshape(self.job.rows, self.job.columns)
+        return every if self.count == self.job.rows else every[self.numbers()]
+
+    def expected(self, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of the sample as the source has them."""
+        import torch
+
+        parts, at = [], 0
+        for first, last in self.runs:
+            low, high = max(start, at), min(stop, at + last - first)
+            if low < high:
+                rows = (first + low - at, first + high - at)
+                parts.append(self.reading.expected(self.job, self.plan, *rows))
+            at += last - first
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _bits_limit(info: TensorInfo) -> float:

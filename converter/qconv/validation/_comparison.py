@@ -9,7 +9,7 @@ a zero-point is off by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,12 @@ class _Blocks:
 
 
 def compare(
-    found: torch.Tensor, expected: Rows, columns: int, *, allowed: float | None
+    found: torch.Tensor,
+    expected: Rows,
+    columns: int,
+    *,
+    allowed: float | None,
+    numbers: Sequence[int] | None = None,
 ) -> Comparison:
     """Compare a decoded tensor with its source, in slabs of rows.
 
@@ -69,6 +74,7 @@ def compare(
     expected: rows ``start:stop`` of the source
     columns: of a row that share one fit
     allowed: relative error that the grid may have; None: only blocks are judged
+    numbers: of the rows, for messages; None: from 0
     """
     import torch
 
@@ -84,10 +90,12 @@ def compare(
         float(each.sum(dtype=torch.float64)) for each in (blocks.error, blocks.source, blocks.found)
     )
     if not math.isfinite(error):
-        return Comparison(relative_error=math.nan, cosine=math.nan, faults=(_not_finite(found),))
+        return Comparison(
+            relative_error=math.nan, cosine=math.nan, faults=(_not_finite(found, numbers),)
+        )
     relative = _ratio(error, source)
     cosine = dot / math.sqrt(source * size) if source and size else float(source == size)
-    faults = tuple(_judged(blocks, relative, allowed))
+    faults = tuple(_judged(blocks, relative, allowed, numbers))
     return Comparison(relative_error=relative, cosine=cosine, faults=faults)
 
 
@@ -132,7 +140,7 @@ def _joined(parts: list[_Blocks]) -> _Blocks:
     return _Blocks(error, source, found, bias, parts[0].columns)
 
 
-def _not_finite(found: torch.Tensor) -> str:
+def _not_finite(found: torch.Tensor, numbers: Sequence[int] | None) -> str:
     import torch
 
     bad = torch.nonzero(~torch.isfinite(found))
@@ -140,10 +148,13 @@ def _not_finite(found: torch.Tensor) -> str:
         return "the values are so large that their squares overflow"
     row, column = (int(at) for at in bad[0])
     more = f", and {len(bad) - 1} more values are" if len(bad) > 1 else ""
-    return f"row {row}, column {column} is {float(found[row, column])}{more} not finite"
+    number = row if numbers is None else numbers[row]
+    return f"row {number}, column {column} is {float(found[row, column])}{more} not finite"
 
 
-def _judged(blocks: _Blocks, relative: float, allowed: float | None) -> Iterator[str]:
+def _judged(
+    blocks: _Blocks, relative: float, allowed: float | None, numbers: Sequence[int] | None
+) -> Iterator[str]:
     """What is wrong with single blocks, worst kinds first."""
     import torch
 
@@ -154,17 +165,23 @@ def _judged(blocks: _Blocks, relative: float, allowed: float | None) -> Iterator
     beyond = max(_WORSE_THAN_ZEROS, _TIMES_GRID * min(typical, relative, allowed or math.inf))
     empty = counts & (blocks.found == 0)
     wild = counts & (error > beyond)
-    yield from _told(blocks, empty, "decode to zeros only (a scale of zero?)")
-    yield from _told(blocks, wild, "further from the source than zeros would be (a wrong scale?)")
+    yield from _told(blocks, numbers, empty, "decode to zeros only (a scale of zero?)")
+    yield from _told(
+        blocks, numbers, wild, "further from the source than zeros would be (a wrong scale?)"
+    )
     grown = ~counts & (blocks.error > mean)
-    yield from _told(blocks, grown, "hold large values where the source has next to nothing")
+    yield from _told(
+        blocks, numbers, grown, "hold large values where the source has next to nothing"
+    )
     if blocks.columns >= _SHIFT_COLUMNS:
         one_way = blocks.bias.abs() > _ONE_WAY * torch.sqrt(blocks.columns * blocks.error)
         shifted = counts & one_way & (error > _SHIFT * typical) & ~wild & ~empty
-        yield from _told(blocks, shifted, "shifted as a whole (a zero-point off?)")
+        yield from _told(blocks, numbers, shifted, "shifted as a whole (a zero-point off?)")
 
 
-def _told(blocks: _Blocks, wrong: torch.Tensor, what: str) -> Iterator[str]:
+def _told(
+    blocks: _Blocks, numbers: Sequence[int] | None, wrong: torch.Tensor, what: str
+) -> Iterator[str]:
     import torch
 
     found = torch.nonzero(wrong)
@@ -172,6 +189,7 @@ def _told(blocks: _Blocks, wrong: torch.Tensor, what: str) -> Iterator[str]:
         return
     row, block = (int(at) for at in found[0])
     first = block * blocks.columns
-    where = f"row {row}, columns {first} to {first + blocks.columns - 1}"
+    number = row if numbers is None else numbers[row]
+    where = f"row {number}, columns {first} to {first + blocks.columns - 1}"
     count = f"{len(found)} of {wrong.numel()} blocks" if len(found) > 1 else "a block"
     yield f"{count} {what}: {'first ' if len(found) > 1 else ''}{where}"

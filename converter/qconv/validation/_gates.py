@@ -59,7 +59,7 @@ _FAILS_AT = 2.0
 #: models mind (llama.cpp: 0.04 for SmolLM2-135M as Q4_K_M).
 _ENGINE = 0.1
 
-#: Bits of a code, in names of grids and types: ``Q4_K``, ``int4_g128``, ``fp8_channel``, ``nf4_b64``.
+#: Bits of a code, in names of grids and types: ``Q4_K``, ``int4_g128``, ``fp8_channel``, ``nf4``.
 _CODE_BITS = re.compile(r"(?:iq|q|u?int|fp|nf|mxfp|nvfp)(\d)(?!\d)")
 _CLASS_OF_BITS = {
     8: "8-bit",

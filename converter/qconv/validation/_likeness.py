@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -23,12 +23,17 @@ _TENSORS, ROWS = 4096, 1024
 
 
 def whose_values(
-    found: torch.Tensor, expected: torch.Tensor, plan: TensorPlan, source: OpenedSource
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    plan: TensorPlan,
+    source: OpenedSource,
+    numbers: Sequence[int],
 ) -> Iterator[str]:
     """At most one sentence on where the values seem to come from.
 
     found: (rows, columns) float32, decoded
     expected: the first rows of what it should be, at most :data:`ROWS`
+    numbers: of the rows
     """
     if len(plan.sources) != 1 or found.shape[0] < 2:
         return
@@ -38,7 +43,10 @@ def whose_values(
         return
     moved = _moved_rows(found, expected)
     if moved is not None:
-        yield f"its row {moved[0]} is what row {moved[1]} should be: rows in another order?"
+        yield (
+            f"its row {numbers[moved[0]]} is what row {numbers[moved[1]]} should be: "
+            "rows in another order?"
+        )
 
 
 def _other_tensor(row: torch.Tensor, own: str, source: OpenedSource) -> str | None:

@@ -1,14 +1,17 @@
-"""A GGUF as the host itself reads it: a fast header, and values decoded by the ``gguf`` library.
+"""Artifacts as the host itself reads them: rows on demand, so that a sample costs a sample.
 
-The library's own reader takes seconds for a vocabulary. This one shares no code with the backend
-that wrote the file either.
+A GGUF comes with a fast header, where the ``gguf`` library takes seconds for a vocabulary, and its
+values decoded by that library; quantized safetensors are decoded by the source plugin that reads
+anybody's checkpoints. Neither shares code with the backend that wrote the file.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qconv.checkpoint import open_checkpoint
+from qconv._sources import open_source
+from qconv.checkpoint import DecodedCheckpoint
+from qconv.errors import QconvError
 from qconv.planning import matrix_shape
 
 if TYPE_CHECKING:
@@ -17,14 +20,18 @@ if TYPE_CHECKING:
 
     import torch
 
-    from qconv.checkpoint import FileCheckpoint
-    from qconv.plugin import TensorInfo
+    from qconv._host import Host
+    from qconv._sources import OpenedSource
+    from qconv.plugin import ArtifactReader, EncodedTensor, TensorInfo
+
+#: What unpacking a tensor's codes costs beside comparing its values.
+_UNPACKING = 1 / 4
 
 
 class StoredReader:
-    """The :class:`qconv.plugin.ArtifactReader` of an opened checkpoint."""
+    """The :class:`qconv.plugin.ArtifactReader` of an opened checkpoint. A context manager."""
 
-    def __init__(self, opened: FileCheckpoint) -> None:
+    def __init__(self, opened: OpenedSource) -> None:
         self._opened = opened
 
     @property
@@ -32,19 +39,37 @@ class StoredReader:
         """The tensors by name."""
         return self._opened.model.tensors
 
+    @property
+    def encoded(self) -> Mapping[str, EncodedTensor]:
+        """The tensors that a source plugin decodes, by name."""
+        return self._opened.encoded if isinstance(self._opened, DecodedCheckpoint) else {}
+
     def read(self, name: str) -> torch.Tensor:
         """Decode one tensor to float32."""
         shape = self.tensors[name].shape
         rows, _ = matrix_shape(shape)
-        return self._opened.read_rows(name, 0, rows).float().reshape(shape)
+        return self.read_rows(name, 0, rows).reshape(shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Decode rows ``start:stop`` to float32."""
+        return self._opened.read_rows(name, start, stop).float()
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self._opened.close()
 
 
-def open_stored(path: Path) -> StoredReader | None:
-    """Open a GGUF; None for what is none.
+def open_stored(path: Path, host: Host) -> StoredReader | None:
+    """Open an artifact that is a checkpoint the host reads; None for what is none."""
+    try:
+        return StoredReader(open_source(path, host))
+    except QconvError:
+        return None  # its backend's own reader says what is wrong, if anything is
 
-    Raises:
-        UnreadableInput: it is a damaged one.
-    """
-    if path.suffix.lower() != ".gguf":
-        return None
-    return StoredReader(open_checkpoint(path, require_config=False))
+
+def cost(reader: ArtifactReader, name: str, values: int) -> int:
+    """What decoding and comparing ``values`` of a tensor takes, in values decoded and compared."""
+    numel = reader.tensors[name].numel
+    if not hasattr(reader, "read_rows"):
+        return numel
+    return values + (int(numel * _UNPACKING) if name in getattr(reader, "encoded", {}) else 0)

@@ -56,23 +56,29 @@ def tokenizer_faults(path: Path, source: ModelInfo) -> tuple[str, ...]:
 
     Nothing can be wrong where the source has no tokenizer.
     """
-    theirs = _facts(source)
     files = _files_beside(path)
-    gguf = None if files else _gguf(path)
-    mine = facts_of_files(files) if gguf is None else facts_of_gguf(gguf.metadata)
     if files:
-        differing = list(_differing_files(files, source.files))
-        missing = [f"{name} is missing" for name in _missing(files, source.files)]
-        if not differing:
-            return tuple(missing)
-        compared = [] if mine is None or theirs is None else list(_compared(mine, theirs))
-        said = compared or list(_probed(files, source)) or list(_unknown(differing, mine))
-        return (*missing, *said)
+        return tuple(_faults_of_files(files, source))
+    theirs = _facts(source)
     if theirs is None:
         return ()
+    gguf = _gguf(path)
+    mine = None if gguf is None else facts_of_gguf(gguf.metadata)
     if mine is None:
         return ("it holds no tokenizer, and the source has one",)
     return tuple(_compared(mine, theirs))
+
+
+def _faults_of_files(files: Mapping[str, bytes], source: ModelInfo) -> Iterator[str]:
+    """Files with the source's bytes agree; only where some differ is anything parsed."""
+    for name in _missing(files, source.files):
+        yield f"{name} is missing"
+    differing = list(_differing_files(files, source.files))
+    if not differing:
+        return
+    mine, theirs = facts_of_files(files), _facts(source)
+    compared = [] if mine is None or theirs is None else list(_compared(mine, theirs))
+    yield from compared or list(_probed(files, source)) or list(_unknown(differing, mine))
 
 
 def _facts(source: ModelInfo) -> TokenizerFacts | None:

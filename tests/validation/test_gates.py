@@ -1,0 +1,156 @@
+"""Gates: classes by grid, limits by class, and what a verdict is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qconv.errors import UsageError
+from qconv.memory import VramResult
+from qconv.validation import ArtifactResult, LogitsResult, Spread, TensorResult, to_json, worst
+from qconv.validation._gates import check_names, grid_class, judge
+
+LARGE, SMALL = 7_000_000_000, 100_000_000
+
+
+def tensor(grid: str, bits: float, name: str = "model.layers.0.up.weight", rows: int = 64):
+    return TensorResult(
+        name=name, shape=(rows, 64), grid=grid, bits_per_weight=bits, relative_error=0.1, limit=0.2
+    )
+
+
+def logits(kl: float, *, p99: float = 0.0, top1: float = 1.0, ratio: float = 1.0) -> LogitsResult:
+    return LogitsResult(
+        scored="decoded weights",
+        windows=2,
+        tokens=100,
+        kl=Spread(mean=kl, median=kl, p90=kl, p99=p99, p999=p99, max=p99),
+        same_top1=top1,
+        top5_overlap=1.0,
+        perplexity=10 * ratio,
+        reference_perplexity=10.0,
+        perplexity_ratio=ratio,
+        ratio_interval=(ratio, ratio),
+        rms_probability=0.0,
+    )
+
+
+def artifact(found: LogitsResult | None, *tensors: TensorResult) -> ArtifactResult:
+    return ArtifactResult(
+        target="toy:int4",
+        path="toy",
+        grid_class="4-bit",
+        bytes=1,
+        bits_per_weight=4.5,
+        tensors=tensors or (tensor("q4_0", 4.5),),
+        logits=found,
+        status="unmeasured",
+    )
+
+
+def statuses(found: LogitsResult | None, weights: int = LARGE, **gates: float) -> dict[str, str]:
+    return {
+        each.name: each.status
+        for each in judge(artifact(found), gates, weights=weights, reason="nobody ran it")
+    }
+
+
+@pytest.mark.parametrize(
+    ("grid", "bits", "expected"),
+    [
+        ("Q8_0", 8.5, "8-bit"),
+        ("q6_k", 6.56, "6-bit"),
+        ("Q5_0", 5.5, "5-bit"),
+        ("uint4_g32", 5.125, "4-bit"),
+        ("nf4_b64", 4.5, "4-bit"),
+        ("fp8_channel", 8.0, "8-bit"),
+        ("q3_k", 3.44, "3-bit"),
+        ("int2_g64", 2.25, "2-bit"),
+        ("BF16", 16.0, "float"),
+        ("something", 4.25, "4-bit"),
+    ],
+)
+def test_a_class_is_known_by_the_bits_of_a_code(grid, bits, expected):
+    assert grid_class([tensor(grid, bits)], inputs=False) == expected
+
+
+def test_the_coarsest_type_of_a_quarter_of_the_weights_gives_the_class():
+    few, many = tensor("q2_k", 2.6, rows=16), tensor("q4_k", 4.5, rows=64)
+    assert grid_class([few, many], inputs=False) == "4-bit"
+    assert grid_class([replace(few, shape=(32, 64)), many], inputs=False) == "2-bit"
+
+
+def test_what_is_outside_the_blocks_gives_no_class():
+    head = tensor("q2_k", 2.6, name="lm_head.weight", rows=6400)
+    assert grid_class([head, tensor("q8_0", 8.5)], inputs=False) == "8-bit"
+
+
+def test_rounded_inputs_are_a_class_of_their_own():
+    assert grid_class([tensor("int8_channel", 8.0)], inputs=True) == "8-bit, inputs too"
+
+
+def test_within_the_limit_passes_beyond_it_warns_and_twice_beyond_it_fails():
+    assert statuses(logits(0.06))["kl"] == "pass"
+    assert statuses(logits(0.061))["kl"] == "warn"
+    assert statuses(logits(0.121))["kl"] == "fail"
+    assert statuses(logits(0.0, top1=0.90))["top1"] == "pass"
+    assert statuses(logits(0.0, top1=0.85))["top1"] == "warn"
+    assert statuses(logits(0.0, top1=0.79))["top1"] == "fail"
+    assert statuses(logits(0.0, ratio=1.05))["ppl"] == "warn"
+    assert statuses(logits(0.0, ratio=1.09))["ppl"] == "fail"
+
+
+def test_small_models_may_diverge_more():
+    assert statuses(logits(0.11), weights=SMALL)["kl"] == "pass"
+
+
+def test_a_gate_asked_for_is_strict():
+    assert statuses(logits(0.051), kl=0.05)["kl"] == "fail"
+    assert statuses(logits(0.05), kl=0.05)["kl"] == "pass"
+    assert statuses(logits(0.0, top1=0.97), top1=0.98)["top1"] == "fail"
+
+
+def test_what_was_not_measured_is_unmeasured_with_its_reason():
+    gates = judge(artifact(None), {"vram": 8.0}, weights=LARGE, reason="nobody ran it")
+    found = {each.name: (each.status, each.value, each.why) for each in gates}
+    assert found["kl"] == ("unmeasured", None, "nobody ran it")
+    assert found["vram"] == ("unmeasured", None, "nobody ran it")
+    assert found["weights"][0] == "pass"
+
+
+def test_vram_is_what_was_measured_or_else_the_upper_end():
+    predicted = VramResult(
+        low=5, high=9, context=1, batch=1, cache_type="f16", runtime="llama.cpp", parts={}
+    )
+    made = replace(artifact(None), vram=predicted)
+    (*_, gate) = judge(made, {"vram": 8.0}, weights=LARGE, reason="")
+    assert (gate.value, gate.status) == (9, "fail")
+    made = replace(artifact(None), vram=replace(predicted, measured=7))
+    (*_, gate) = judge(made, {"vram": 8.0}, weights=LARGE, reason="")
+    assert (gate.value, gate.status) == (7, "pass")
+
+
+def test_an_unknown_gate_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"no gate 'klm'; choose from block, engine, error, kl"):
+        check_names({"klm": 1.0})
+
+
+def test_a_limit_that_is_no_number_is_refused():
+    with pytest.raises(UsageError, match=r"gate 'kl': its limit nan must be a number from 0 up"):
+        check_names({"kl": float("nan")})
+
+
+def test_the_worst_status_wins_and_nothing_is_unmeasured():
+    assert worst(["pass", "warn"]) == "warn"
+    assert worst(["pass", "unmeasured", "warn"]) == "unmeasured"
+    assert worst(["unmeasured", "fail"]) == "fail"
+    assert worst([]) == "unmeasured"
+
+
+def test_results_are_strict_json():
+    made = to_json(replace(artifact(logits(float("nan"))), digests={"a": "b"}))
+    assert made["logits"]["kl"]["mean"] == "NaN"
+    assert made["tensors"][0]["shape"] == [64, 64]
+    assert made["vram"] is None
+    assert made["digests"] == {"a": "b"}
