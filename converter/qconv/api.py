@@ -430,7 +430,13 @@ def _make_check(chosen: _Chosen, checkpoint: OpenedSource) -> QuickCheck:
     """What looks at artifacts before they get their names."""
     from qconv.validation import QuickCheck
 
-    return QuickCheck(checkpoint, chosen.host, plain=not chosen.chain.transforms)
+    chain = chosen.chain
+    return QuickCheck(
+        checkpoint,
+        chosen.host,
+        plain=not chain.transforms,
+        nearest=chain.calibration != "needed" and chosen.calibration is None,
+    )
 
 
 def _make_steps(host: Host, chain: Chain) -> Steps:

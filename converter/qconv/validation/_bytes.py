@@ -15,7 +15,14 @@ from qconv.errors import QconvError
 from qconv.planning import matrix_shape
 from qconv.validation._comparison import Comparison, compare
 from qconv.validation._likeness import ROWS, whose_values
-from qconv.validation._limits import bits_limit, float_limit, grid_limit, sampled_rows
+from qconv.validation._limits import (
+    ANY,
+    NEAREST,
+    error_of_bits,
+    float_limit,
+    rounding_error,
+    sampled_rows,
+)
 from qconv.validation._rescaled_vectors import is_answered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 
     from qconv._sources import OpenedSource
     from qconv.conversion._slabs import Job
-    from qconv.plugin import TensorInfo, TensorPlan
+    from qconv.plugin import TensorPlan
     from qconv.validation._matching import Match
     from qconv.validation._sampling import Runs
 
@@ -56,14 +63,16 @@ def check_bytes(
     progress: Progress,
     budget: int | None = None,
     plain: bool = False,
+    nearest: bool = False,
 ) -> BytesFound:
     """Account for every tensor, and compare them with the source.
 
     progress: called with a tensor's name, weights done and weights to do
     budget: values to decode and compare at most; None: all, otherwise a sample
     plain: no step of the method rescales channels, so a rescaled weight is a wrong one
+    nearest: the method is rounding to nearest, which is to lose little more than it does here
     """
-    reading = _Reading(match=match, source=source, plain=plain)
+    reading = _Reading(match=match, source=source, plain=plain, nearest=nearest)
     there = match.reader.tensors
     jobs = [(job, plan) for job, plan in match.jobs() if plan.name in there]
     chosen = chosen_tensors([plan.name for _, plan in jobs], match.reader, budget)
@@ -126,6 +135,7 @@ class _Reading:
     match: Match
     source: OpenedSource
     plain: bool
+    nearest: bool
 
     def checked(self, job: Job, plan: TensorPlan, runs: Runs) -> TensorResult:
         """Decode and compare some rows of a tensor."""
@@ -159,26 +169,28 @@ class _Reading:
         self, sample: _Sample, described: TensorResult, found: torch.Tensor
     ) -> TensorResult:
         job, plan = sample.job, sample.plan
-        limit, columns = self._limit(job, plan), self._columns(job, plan)
-        comparison = compare(
-            found, sample.expected, columns, allowed=limit, numbers=sample.numbers()
-        )
+        limit = float_limit(self.match.reader.tensors[plan.name].dtype)
+        rounding = self._rounding(job, plan) if limit is None else None
+        if rounding is not None:
+            limit = min(1.0, rounding * (NEAREST if self.nearest else ANY))
+        judge = _Judge(limit=limit or 0.0, rounding=rounding, columns=self._columns(job, plan))
+        comparison = judge.compared(found, sample.expected, sample.numbers())
         changed = math.isfinite(comparison.relative_error) and (
-            bool(comparison.faults) or comparison.relative_error > limit
+            bool(comparison.faults) or comparison.relative_error > judge.limit
         )
         if changed and not self.plain:
-            again = self._rescaled(sample, found, columns, limit)
+            again = self._rescaled(sample, found, judge)
             if again is not None:
                 return replace(
                     described,
                     relative_error=again.relative_error,
                     cosine=again.cosine,
-                    limit=limit,
+                    limit=judge.limit,
                     rescaled=True,
                 )
         faults = list(comparison.faults)
-        if comparison.relative_error > limit:
-            far = _far(comparison.relative_error, limit)
+        if comparison.relative_error > judge.limit:
+            far = _far(comparison.relative_error, judge.limit)
             first = sample.expected(0, min(sample.count, ROWS))
             whose = list(whose_values(found, first, plan, self.source, sample.numbers()))
             faults = [far, *whose] if whose else [far, *faults]
@@ -186,22 +198,20 @@ class _Reading:
             described,
             relative_error=comparison.relative_error,
             cosine=comparison.cosine,
-            limit=limit,
+            limit=judge.limit,
             faults=tuple(faults),
         )
 
-    def _rescaled(
-        self, sample: _Sample, found: torch.Tensor, columns: int, limit: float
-    ) -> Comparison | None:
+    def _rescaled(self, sample: _Sample, found: torch.Tensor, judge: _Judge) -> Comparison | None:
         """The comparison with the source's channels rescaled; None where that explains nothing."""
         source = sample.expected(0, sample.count).float()
         if sample.job.rows == 1:
-            return compare(found, lambda a, b: source[a:b], columns, allowed=None)
+            return compare(found, lambda a, b: source[a:b], judge.columns)
         near = rescaled(source, found)
         if near is None:
             return None
-        again = compare(found, lambda a, b: near[a:b], columns, allowed=limit)
-        return None if again.faults or again.relative_error > limit else again
+        again = judge.compared(found, lambda a, b: near[a:b], sample.numbers())
+        return None if again.faults or again.relative_error > judge.limit else again
 
     def expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
         import torch
@@ -214,15 +224,33 @@ class _Reading:
         grid = self.match.grid(plan)
         return min(job.columns, _COLUMNS if grid is None else grid.columns(job.columns))
 
-    def _limit(self, job: Job, plan: TensorPlan) -> float:
+    def _rounding(self, job: Job, plan: TensorPlan) -> float:
+        """The relative error of rounding to nearest on the tensor's grid."""
         info = self.match.reader.tensors[plan.name]
         grid = self.match.grid(plan)
         if grid is None:
-            return float_limit(info.dtype) or _bits_limit(info)
+            return error_of_bits(8 * info.nbytes / max(1, info.numel))
         import torch
 
         rows = [self.expected(job, plan, at, at + 1) for at in sampled_rows(job.rows)]
-        return grid_limit(grid, torch.cat(rows).float())
+        return rounding_error(grid, torch.cat(rows).float())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """What a tensor may be like. rounding: error of rounding to nearest; None for floats."""
+
+    limit: float
+    rounding: float | None
+    columns: int
+
+    def compared(
+        self,
+        found: torch.Tensor,
+        expected: Callable[[int, int], torch.Tensor],
+        numbers: Sequence[int],
+    ) -> Comparison:
+        return compare(found, expected, self.columns, rounding=self.rounding, numbers=numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,10 +292,6 @@ class _Sample:
                 parts.append(self.reading.expected(self.job, self.plan, *rows))
             at += last - first
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _bits_limit(info: TensorInfo) -> float:
-    return bits_limit(8 * info.nbytes / max(1, info.numel))
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
 """One decoded tensor beside the values it was made from: how far off, and where it is wrong.
 
 A tensor with one wrong scale among a million is as good as ever on the whole, so errors are kept
-block by block: as many columns of a row as share one fit on the grid. A block is wrong when it is
-further from the source than zeros would be, or when all its errors point one way, as they do when
-a zero-point is off by one.
+block by block: as many columns of a row as share one fit on the grid. A block has a wrong scale
+when it is the source's times a factor that is far from one; a wrong zero-point when all its errors
+point one way. Its error alone tells less: GPTQ leaves blocks that hold little further from the
+source than zeros would be, and rightly so.
 """
 
 from __future__ import annotations
@@ -21,17 +22,27 @@ if TYPE_CHECKING:
 #: Values compared at a time: a few such slabs stay in a core's cache.
 _SLAB = 1 << 18
 
-#: A block further off than this, and than the grid's error allows eight times over, is wrong:
-#: zeros in its place would be off by 1.
-_WORSE_THAN_ZEROS, _TIMES_GRID = 1.2, 8.0
+#: A block that lies along the source (cosine; 2 bits leave 0.9) has the factor of its scale. No fit
+#: is so far off.
+_ALONG, _FACTORS = 0.8, (0.5, 1.8)
 
-#: Of a block that holds next to nothing of its row, no error is told.
+#: Blocks whose error is less than this share of an average block's size are left alone: methods may
+#: give up blocks that hold little.
+_MATTERS = 0.25
+
+#: A block this many times further off than zeros would be holds something else.
+_ELSE = 4.0
+
+#: Of a block that holds next to nothing beside others, no error is told.
 _TINY = 1e-3
 
 #: Errors that all have the same sign make this share of their root mean square; so far beyond what
 #: chance does in blocks of 16 and more. An error of a whole step is 3.5 times that of rounding to
 #: the nearest, whose root mean square is 1/sqrt(12) of a step.
 _ONE_WAY, _SHIFT, _SHIFT_COLUMNS = 0.92, 2.5, 16
+
+#: The same over a whole tensor, of this many values and more, where chance does nothing.
+_ALL_ONE_WAY, _MANY = 0.5, 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +74,7 @@ def compare(
     expected: Rows,
     columns: int,
     *,
-    allowed: float | None,
+    rounding: float | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Comparison:
     """Compare a decoded tensor with its source, in slabs of rows.
@@ -73,7 +84,7 @@ def compare(
     found: (rows, columns of the tensor) float32
     expected: rows ``start:stop`` of the source
     columns: of a row that share one fit
-    allowed: relative error that the grid may have; None: only blocks are judged
+    rounding: relative error of rounding to nearest; None: values are stored as floats
     numbers: of the rows, for messages; None: from 0
     """
     import torch
@@ -95,7 +106,7 @@ def compare(
         )
     relative = _ratio(error, source)
     cosine = dot / math.sqrt(source * size) if source and size else float(source == size)
-    faults = tuple(_judged(blocks, relative, allowed, numbers))
+    faults = tuple(_judged(blocks, rounding, found.numel(), numbers))
     return Comparison(relative_error=relative, cosine=cosine, faults=faults)
 
 
@@ -153,7 +164,7 @@ def _not_finite(found: torch.Tensor, numbers: Sequence[int] | None) -> str:
 
 
 def _judged(
-    blocks: _Blocks, relative: float, allowed: float | None, numbers: Sequence[int] | None
+    blocks: _Blocks, rounding: float | None, numel: int, numbers: Sequence[int] | None
 ) -> Iterator[str]:
     """What is wrong with single blocks, worst kinds first."""
     import torch
@@ -161,22 +172,34 @@ def _judged(
     mean = blocks.source.mean(dtype=torch.float64)
     counts = blocks.source > _TINY * mean
     error = torch.sqrt(blocks.error / blocks.source.clamp_min(1e-30))
-    typical = max(float(error[counts].median()) if bool(counts.any()) else 0.0, 1e-9)
-    beyond = max(_WORSE_THAN_ZEROS, _TIMES_GRID * min(typical, relative, allowed or math.inf))
     empty = counts & (blocks.found == 0)
-    wild = counts & (error > beyond)
+    matters = blocks.error > _MATTERS * mean
+    scaled = matters & ~empty & _scaled(blocks)
+    other = matters & (error > _ELSE)
     yield from _told(blocks, numbers, empty, "decode to zeros only (a scale of zero?)")
-    yield from _told(
-        blocks, numbers, wild, "further from the source than zeros would be (a wrong scale?)"
-    )
-    grown = ~counts & (blocks.error > mean)
-    yield from _told(
-        blocks, numbers, grown, "hold large values where the source has next to nothing"
-    )
-    if blocks.columns >= _SHIFT_COLUMNS:
+    yield from _told(blocks, numbers, scaled, "are the source's times a factor (a wrong scale?)")
+    yield from _told(blocks, numbers, other & ~scaled, "hold something else than the source")
+    if rounding is None:
+        return
+    rms = math.sqrt(float(blocks.error.sum(dtype=torch.float64)) / numel)
+    if numel >= _MANY and abs(float(blocks.bias.sum(dtype=torch.float64))) / numel > (
+        _ALL_ONE_WAY * rms
+    ):
+        yield "all its errors point one way (all zero-points off?)"
+    elif blocks.columns >= _SHIFT_COLUMNS:
         one_way = blocks.bias.abs() > _ONE_WAY * torch.sqrt(blocks.columns * blocks.error)
-        shifted = counts & one_way & (error > _SHIFT * typical) & ~wild & ~empty
+        shifted = counts & one_way & (error > _SHIFT * rounding) & ~scaled & ~empty
         yield from _told(blocks, numbers, shifted, "shifted as a whole (a zero-point off?)")
+
+
+def _scaled(blocks: _Blocks) -> torch.Tensor:
+    """Blocks that lie along the source's, or against it, but with another length."""
+    import torch
+
+    dot = (blocks.found + blocks.source - blocks.error) / 2
+    along = dot.abs() > _ALONG * torch.sqrt(blocks.found * blocks.source)
+    factor = dot / blocks.source.clamp_min(1e-30)
+    return along & ((factor < _FACTORS[0]) | (factor > _FACTORS[1]))
 
 
 def _told(

@@ -38,12 +38,14 @@ class QuickCheck:
     """Checks artifacts as they are made.
 
     plain: no step of the method rescales channels
+    nearest: it rounds to nearest, without statistics
     checked: what was looked at so far
     """
 
     source: OpenedSource
     host: Host
     plain: bool
+    nearest: bool
     checked: list[Checked] = field(default_factory=list)
 
     def __call__(self, target: TargetPlan, path: Path) -> None:
@@ -60,7 +62,14 @@ class QuickCheck:
             self.checked.append(Checked(target=target.label, reason=reason))
             return
         match = Match(path=path, target=target, reader=reader, exact=True)
-        found = check_bytes(match, self.source, progress=_unseen, budget=_BUDGET, plain=self.plain)
+        found = check_bytes(
+            match,
+            self.source,
+            progress=_unseen,
+            budget=_BUDGET,
+            plain=self.plain,
+            nearest=self.nearest,
+        )
         faults = [
             f"tensor {each.name!r}: {each.faults[0]}" for each in found.tensors if each.faults
         ]
