@@ -59,7 +59,7 @@ def test_a_scale_with_the_wrong_sign_is_found(artifact, source):
     edit_safetensors(artifact, changed(f"{UP}.weight_scale", lambda scale: scale[3, 1].neg_()))
     found = faults_of(validated(artifact, source))
     assert list(found) == [f"{UP}.weight"]
-    assert "a wrong scale?): row 3, columns 64 to 127" in found[f"{UP}.weight"]
+    assert "a wrong scale?): first row 3, columns 64 to 127" in found[f"{UP}.weight"]
 
 
 def test_one_zero_point_that_is_one_off_is_found(artifact, source):
@@ -69,7 +69,7 @@ def test_one_zero_point_that_is_one_off_is_found(artifact, source):
 
     edit_safetensors(artifact, changed(f"{UP}.weight_zero_point", shift))
     fault = faults_of(validated(artifact, source))[f"{UP}.weight"]
-    assert "shifted as a whole (a zero-point off?): row 0, columns 128 to 191" in fault
+    assert "shifted as a whole (a zero-point off?): first row 0, columns 128 to 191" in fault
 
 
 def test_all_zero_points_one_off_are_found(artifact, source):
@@ -204,7 +204,7 @@ def test_a_scale_of_a_graph_with_the_wrong_sign_is_found(onnx_artifact, source):
 
     edit_onnx(onnx_artifact, f"{UP}.weight_scale", flip, np.float32)
     fault = faults_of(validated(onnx_artifact, source))[f"{UP}.weight"]
-    assert "a wrong scale?): row 2, columns 96 to 127" in fault
+    assert "a wrong scale?): first row 2, columns 96 to 127" in fault
 
 
 def test_a_truncated_file_of_weights_is_a_fault(onnx_artifact, source):

@@ -169,7 +169,8 @@ class _Reading:
         self, sample: _Sample, described: TensorResult, found: torch.Tensor
     ) -> TensorResult:
         job, plan = sample.job, sample.plan
-        limit = float_limit(self.match.reader.tensors[plan.name].dtype)
+        stored = self.match.reader.tensors[plan.name].dtype
+        limit = None if self.match.grid(plan) else float_limit(stored)
         rounding = self._rounding(job, plan) if limit is None else None
         if rounding is not None:
             limit = min(1.0, rounding * (NEAREST if self.nearest else ANY))

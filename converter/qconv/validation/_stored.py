@@ -7,6 +7,7 @@ anybody's checkpoints. Neither shares code with the backend that wrote the file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qconv._sources import open_source
@@ -33,11 +34,20 @@ class StoredReader:
 
     def __init__(self, opened: OpenedSource) -> None:
         self._opened = opened
+        self._tensors = {name: self._info(name) for name in opened.model.tensors}
+
+    def _info(self, name: str) -> TensorInfo:
+        """A tensor as it is stored, not as the float model has it."""
+        info, opened = self._opened.model.tensors[name], self._opened
+        if not isinstance(opened, DecodedCheckpoint) or name not in opened.encoded:
+            return info
+        grid = opened.encoded[name].grid
+        return replace(info, dtype=grid.name, nbytes=opened.stored_nbytes(name))
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors by name."""
-        return self._opened.model.tensors
+        """The tensors by name; the dtype of a quantized one is its grid's name."""
+        return self._tensors
 
     @property
     def encoded(self) -> Mapping[str, EncodedTensor]:
