@@ -11,7 +11,7 @@ import torch
 import qconv
 from qconv.cli._run import run
 from qconv.errors import UnreadableInput, UsageError
-from validation.damage import edit_gguf, edit_safetensors, model_at, validated
+from validation.damage import converted, edit_gguf, edit_safetensors, model_at, validated
 
 SMALL = {"windows": 2, "window_length": 32, "device": "cpu"}
 
@@ -139,7 +139,7 @@ def test_windows_are_clear_of_what_was_calibrated_on(source, out, tmp_path):
         calibration,
         qconv.Calibration(source=text, windows=2, window_length=32),
     )
-    with pytest.raises(UsageError, match="too little text|no text|not enough|empty"):
+    with pytest.raises(UsageError, match="1 documents that overlap were dropped"):
         validated(
             out / "tiny-Q4_0.gguf",
             source,
@@ -261,3 +261,47 @@ def test_the_quick_look_skips_what_is_beyond_its_budget(source, out):
     assert "blk.1.attn_norm.weight" in decoded
     assert "blk.0.ffn_up.weight" not in decoded  # 131072 values
     assert all(each.relative_error is None for each in found.tensors if not each.sampled)
+
+
+def test_a_model_without_a_head_is_judged_by_its_weights_and_shows_its_blocks(tmp_path):
+    from model.tiny import save
+
+    source = tmp_path / "bert"
+    save("bert", source, hidden_size=64, intermediate_size=128)
+    for name, data in _wordpiece().items():
+        (source / name).write_bytes(data)
+    result = validated(
+        converted(source, "safetensors:int8", tmp_path / "out"), source, depth="model", **SMALL
+    )
+    assert [each.name for each in result.gates] == ["weights"]
+    assert len(result.blocks) == 3
+    assert result.logits is None
+    assert result.status == "pass"
+
+
+def _wordpiece() -> dict[str, bytes]:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz.,"]
+    words += [f"##{each}" for each in "abcdefghijklmnopqrstuvwxyz"]
+    model = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {word: number for number, word in enumerate(words)},
+    }
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": {"type": "BertNormalizer", "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None,
+        "decoder": None,
+        "model": model,
+    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
+    return {
+        "tokenizer.json": json.dumps(tokenizer).encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }

@@ -224,18 +224,24 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def judge(
-    result: ArtifactResult, gates: Mapping[str, float], *, weights: int, reason: str
+    result: ArtifactResult,
+    gates: Mapping[str, float],
+    *,
+    weights: int,
+    reason: str,
+    predicts: bool = True,
 ) -> tuple[GateResult, ...]:
     """Every gate: those asked for, and the defaults that they do not replace.
 
     gates: limits by name
     weights: of the model
     reason: why predictions are unmeasured, where they are
+    predicts: the model has a head; without one no predictions are gated by default
     """
     found = [_default(result, "weights", 1.0, "what rounding on the grid loses, 2.5 times over")]
     small = weights < _SMALL
     limits = CLASSES[result.grid_class][1]
-    for name in _PREDICTIONS:
+    for name in _PREDICTIONS if predicts else ():
         limit = getattr(limits, name)
         if limit is None:
             continue

@@ -41,12 +41,14 @@ class ModelFound:
 
     logits: None where there are none, for ``reason``
     faults: what made it impossible to go on
+    headless: the model predicts no tokens, so that there is nothing to measure of predictions
     """
 
     blocks: tuple[BlockResult, ...] = ()
     logits: LogitsResult | None = None
     faults: tuple[str, ...] = ()
     reason: str | None = None
+    headless: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ class _Pair:
                 return ModelFound(blocks=tuple(blocks), faults=(str(broken),), reason=str(broken))
             if not self.teacher.is_decoder or self.teacher.head is None:
                 reason = "the model has no head that predicts tokens"
-                return ModelFound(blocks=tuple(blocks), reason=reason)
+                return ModelFound(blocks=tuple(blocks), reason=reason, headless=True)
             logits = self._logits(theirs, mine, engine)
         return ModelFound(blocks=tuple(blocks), logits=logits)
 

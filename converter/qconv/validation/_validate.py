@@ -167,11 +167,13 @@ class _Validating:
             faults=tuple(faults),
             status="unmeasured",
         )
-        return self._judged(result, made.reason or _NOT_RUN)
+        return self._judged(result, made.reason or _NOT_RUN, predicts=not made.headless)
 
-    def _judged(self, result: ArtifactResult, reason: str) -> ArtifactResult:
+    def _judged(
+        self, result: ArtifactResult, reason: str, *, predicts: bool = True
+    ) -> ArtifactResult:
         weights = sum(info.numel for info in self.source.model.tensors.values())
-        gates = judge(result, self.request.gates, weights=weights, reason=reason)
+        gates = judge(result, self.request.gates, weights=weights, reason=reason, predicts=predicts)
         faulty = bool(result.faults) or any(each.faults for each in result.tensors)
         statuses = [each.status for each in gates]
         if self.request.depth == "runtime":
