@@ -62,6 +62,7 @@ def test_defaults_are_those_of_the_api(qconv_cli: Cli, asked: dict[str, Any]) ->
         "threads": None,
         "max_ram": None,
         "resume": True,
+        "validate": True,
     }
 
 
@@ -70,7 +71,7 @@ def test_every_option_reaches_the_api(qconv_cli: Cli, asked: dict[str, Any]) -> 
     text = "--calibration builtin --calibration x.txt=0.3 --windows 8 --window-length 100 --seed 7"
     text += " --sampling diverse --no-packing --min-tokens-per-expert 9"
     model = "--statistics sequential --device cpu --dtype bfloat16"
-    more = f"{text} {model} --force --threads 3 --max-ram 8GiB --no-resume -q --json"
+    more = f"{text} {model} --force --threads 3 --max-ram 8GiB --no-resume --no-validate -q --json"
     assert qconv_cli("m", *options.split(), *more.split()).code == 0
     del asked["observer"]
     assert asked == {
@@ -97,6 +98,7 @@ def test_every_option_reaches_the_api(qconv_cli: Cli, asked: dict[str, Any]) -> 
         "threads": 3,
         "max_ram": 8 * 2**30,
         "resume": False,
+        "validate": False,
     }
 
 
