@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Nothing is loaded from anywhere and nothing runs, whatever a model's names may try.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+#: Columns that fit a window of half a screen.
+_MANY = 6
 #: A status is told by its sign and word; colour only helps.
 _SIGNS: dict[Status, str] = {"pass": "✓", "warn": "!", "fail": "✗", "unmeasured": "?"}
 
@@ -55,7 +57,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Child]]) -> Markup:
         "table",
         element("thead", element("tr", head)),
         element("tbody", (_row(row, names, kinds) for row in rows)),
-        class_="cards",
+        class_="wide" if len(names) > _MANY else "cards",
     )
 
 

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING
 
 from ._axis import Axis, linear_axis, log_axis
 from ._figures import figure, size, tick_size
-from ._frame import BOTTOM, LEFT, RIGHT, TOP, WIDTH, drawing, frame, line, polyline, series, text
+from ._frame import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    clipped,
+    drawing,
+    frame,
+    line,
+    polyline,
+    series,
+    text,
+)
 from ._markup import Markup, element
 
 if TYPE_CHECKING:
@@ -39,7 +52,7 @@ def size_against_divergence(
     across = linear_axis((nbytes for _, nbytes, _ in known), LEFT, RIGHT)
     up = log_axis((kl for _, _, kl in known), BOTTOM, TOP)
     points = [
-        _Point(x=across.at(nbytes), y=up.at(kl), name=names[place], kind=series(place))
+        _Point(x=across.at(nbytes), y=up.at(kl), name=clipped(names[place]), kind=series(place))
         for place, nbytes, kl in known
     ]
     best = [(across.at(nbytes), up.at(kl)) for nbytes, kl in _unbeaten(known)]
@@ -221,7 +234,7 @@ def _under(axis: Axis, tick: float, bottom: float) -> Markup:
 
 def _bar(at: int, name: str, vram: VramResult, axis: Axis) -> Iterable[Markup]:
     top = TOP + _GAP * at + 12
-    yield text(6, top - 3, name)
+    yield text(6, top - 3, clipped(name, 60))
     start = 0
     for number, (part, nbytes) in enumerate(vram.parts.items()):
         left, right = axis.at(start), axis.at(start + nbytes)

@@ -84,6 +84,13 @@ def text(
     )
 
 
+def clipped(words: str, letters: int = 28) -> str:
+    """``words`` without their middle where they are longer than a picture has room for."""
+    if len(words) <= letters:
+        return words
+    return f"{words[: letters // 2]}…{words[-(letters // 2) + 1 :]}"
+
+
 def polyline(points: Sequence[tuple[float, float]], kind: str) -> Markup:
     """A line through ``points``."""
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -119,6 +119,7 @@ def _artifact_row(artifact: ArtifactResult, name: str, place: int) -> tuple[Chil
             "span",
             element("i", class_=f"chip {series(place)}"),
             element("a", name, href=f"#{_anchor(place)}"),
+            class_="named",
         ),
         status(artifact.status),
         size(artifact.bytes),

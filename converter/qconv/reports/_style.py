@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from ._markup import Markup
 
+#: A table as cards, a row each, for windows too narrow for it: a name, then its figures in as many
+#: columns as there is room for.
+_CARDS = """
+@media (max-width: WIDTH) {
+  TABLE thead { display: none; }
+  TABLE tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr));
+    gap: 0 2.5rem; border-bottom: 1px solid var(--rule); padding: .5rem 0; }
+  TABLE tbody th { grid-column: 1 / -1; font-size: 1rem; border: 0; padding: .1rem 0; }
+  TABLE td, TABLE .n + td:not(.n) { display: flex; justify-content: space-between; gap: 1rem;
+    border: 0; padding: .1rem 0; text-align: right; white-space: normal; }
+  TABLE td::before { content: attr(data-label); color: var(--quiet); text-align: left; flex: none;
+    max-width: 45%; }
+}
+"""
+
 #: No font, picture or script from anywhere. Colours of series keep apart for the colour-blind
 #: (after Okabe and Ito, https://jfly.uni-koeln.de/color/), darker or lighter as the ground asks.
-STYLE = Markup(
-    """
+_SHEET = """
 :root { color-scheme: light dark;
   --ground: #fff; --raised: #f6f7f9; --text: #1a1d21; --quiet: #5b636e; --rule: #d9dde3;
   --link: #0b5cad; --pass: #17713a; --warn: #8a5a00; --fail: #b3261e; --unmeasured: #515b6b;
@@ -75,8 +89,9 @@ svg .measured { fill: var(--text); stroke: var(--ground); stroke-width: 1; }
 .broken { fill: var(--fail); --c: var(--fail); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0;
   margin: .4rem 0; font-size: .875rem; }
-.chip { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin-right: .4em;
-  background: var(--c); border: 1px solid var(--rule); }
+.named { display: flex; align-items: baseline; }
+.chip { flex: none; display: inline-block; width: .8em; height: .8em; border-radius: .2em;
+  margin-right: .4em; background: var(--c); border: 1px solid var(--rule); }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem;
   margin: .5rem 0; font-size: .92rem; }
 dt { color: var(--quiet); } dd { margin: 0; min-width: 0; }
@@ -90,15 +105,13 @@ summary { cursor: pointer; color: var(--link); margin: .5rem 0; }
 footer { margin-top: 4rem; border-top: 1px solid var(--rule); padding-top: .75rem; }
 @media (max-width: 44rem) {
   h1 { font-size: 1.4rem; } svg text { font-size: 11.5px; }
-  .cards thead { display: none; }
-  .cards tr { display: block; border-bottom: 1px solid var(--rule); padding: .5rem 0; }
-  .cards th, .cards td, .cards .n + td:not(.n) { display: flex; gap: 1rem; border: 0;
-    justify-content: space-between; padding: .1rem 0; text-align: right; white-space: normal; }
-  .cards tbody th { font-size: 1rem; text-align: left; }
-  .cards td::before { content: attr(data-label); color: var(--quiet); text-align: left;
-    flex: none; max-width: 45%; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4rem; }
 }
 @media print { body { max-width: none; } h2, h3, figure, tr { break-inside: avoid; } }
 """
+
+STYLE = Markup(
+    _SHEET
+    + _CARDS.replace("TABLE", ".wide").replace("WIDTH", "71rem")
+    + _CARDS.replace("TABLE", ".cards").replace("WIDTH", "48rem")
 )
