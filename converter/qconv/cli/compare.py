@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -73,7 +72,7 @@ def compare(
             artifacts,
             prompts=prompts,
             tokens=tokens,
-            command=shlex.join(["qconv", *sys.argv[1:]]),
+            command=_command(artifacts, prompts, tokens),
             progress=None if quiet else _turn,
         )
     if report is not None:
@@ -88,6 +87,13 @@ def compare(
         render_comparison(comparison)
     if comparison.unmeasured:
         raise typer.Exit(_UNMEASURED)
+
+
+def _command(artifacts: list[Path], prompts: list[str], tokens: int) -> str:
+    """The command that repeats it, without the directories of this machine."""
+    names = [each.resolve().name for each in artifacts]
+    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+    return shlex.join(["qconv", "compare", *names, *asked, "--tokens", str(tokens)])
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -205,7 +205,7 @@ def _tensor(tensor: TensorResult) -> tuple[Child, ...]:
         f"{figure(tensor.relative_error)}{partly}",
         "none" if tensor.limit is None else figure(tensor.limit),
         UNMEASURED if tensor.cosine is None else f"{tensor.cosine:.6f}",
-        "; ".join(tensor.faults) or "none",
+        "; ".join(tensor.faults),
     )
 
 

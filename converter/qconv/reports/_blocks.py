@@ -45,8 +45,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Child]]) -> Markup:
     """A table whose rows become cards on a narrow screen.
 
     headings: one that begins with ``>`` stands over numbers
-    rows: the first cell names the row
+    rows: the first cell names the row; a column in which nobody has anything is left out
     """
+    rows = [tuple(row) for row in rows]
+    kept = [at for at in range(len(headings)) if at == 0 or any(row[at] for row in rows)]
+    headings = [headings[at] for at in kept]
+    rows = [tuple(row[at] for at in kept) for row in rows]
     names = [heading.removeprefix(">") for heading in headings]
     kinds = ["n" if heading.startswith(">") else None for heading in headings]
     head = (

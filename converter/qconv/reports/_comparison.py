@@ -42,7 +42,7 @@ def comparison_page(comparison: Comparison) -> str:
         "qconv comparison",
         (
             element("p", "qconv comparison", class_="quiet small"),
-            element("h1", ", ".join(each.name for each in comparison.artifacts)),
+            element("h1", f"{len(comparison.artifacts)} artifacts side by side"),
             _artifacts(comparison),
             _texts(comparison),
             element("h2", "To repeat it"),
