@@ -48,6 +48,14 @@ class Runtime(Protocol):
         """Token ids of a prompt, begun as the artifact says; ``<s>`` and the like are known."""
         ...
 
+    def converse(self, prompt: str) -> list[int]:
+        """Token ids of a user's message as the chat template writes it, up to the answer.
+
+        Raises:
+            Unsupported: there is no chat template, or it refuses the message.
+        """
+        ...
+
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out."""
         ...

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import BrokenPlugin, UnreadableInput, UsageError
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
+
+from ._chat import rendered
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +75,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_decode": (_INT, (_POINTER, _Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
     "llama_vocab_n_tokens": (_INT, (_POINTER,)),
+    "llama_vocab_bos": (_INT, (_POINTER,)),
+    "llama_vocab_eos": (_INT, (_POINTER,)),
+    "llama_vocab_get_text": (_TEXT, (_POINTER, _INT)),
     "llama_vocab_is_eog": (_BOOL, (_POINTER, _INT)),
     "llama_tokenize": (_INT, (_POINTER, _TEXT, _INT, _POINTER, _INT, _BOOL, _BOOL)),
     "llama_token_to_piece": (_INT, (_POINTER, _INT, _POINTER, _INT, _INT, _BOOL)),
@@ -176,6 +181,28 @@ class LlamaCpp:
             self._vocab, data, len(data), ids, room, add_special, parse_special
         )
         return list(ids[:count])
+
+    def converse(self, prompt: str) -> list[int]:
+        """Token ids of a user's message as the chat template writes it, up to the answer.
+
+        Raises:
+            BrokenPlugin: jinja2 is not installed.
+            Unsupported: there is no chat template, or it refuses the message.
+        """
+        template = self.chat_template
+        if not template:
+            raise Unsupported("the file has no chat template; give the prompt as plain text")
+        marks = (self._library.llama_vocab_bos, self._library.llama_vocab_eos)
+        begin, end = (self._text(mark(self._vocab)) for mark in marks)
+        text = rendered(template, prompt, bos_token=begin, eos_token=end)
+        return self.tokenize(text, add_special=False)
+
+    def _text(self, token: int) -> str:
+        """A token as templates write it; nothing for the number of a token that there is not."""
+        if token < 0:
+            return ""
+        found: bytes = self._library.llama_vocab_get_text(self._vocab, token)
+        return found.decode("utf-8", "replace")
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of token ids, as servers stream it; control tokens are left out.

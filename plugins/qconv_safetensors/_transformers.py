@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import BrokenPlugin, UnreadableInput, UsageError
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,33 @@ class Transformers:
     def tokenize(self, text: str) -> list[int]:
         """Token ids, begun as the tokenizer does."""
         return list(self._tokenizer(text)["input_ids"])
+
+    def converse(self, prompt: str) -> list[int]:
+        """Token ids of a user's message as the chat template writes it, up to the answer.
+
+        Raises:
+            BrokenPlugin: jinja2 is not installed.
+            Unsupported: there is no chat template, or it refuses the message.
+        """
+        if not self._tokenizer.chat_template:
+            raise Unsupported(
+                f"{self._folder}: there is no chat template; give the prompt as plain text"
+            )
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+        except ImportError as error:
+            raise BrokenPlugin(
+                f"{self._folder}: its chat template cannot be written: {error}; "
+                "pip install 'qconv[calibration]'"
+            ) from error
+        except Exception as error:
+            raise Unsupported(
+                f"{self._folder}: the chat template refuses a user's message ({error}); give the "
+                "prompt as plain text"
+            ) from error
+        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""

@@ -113,6 +113,13 @@ def test_one_artifact_is_no_comparison(qconv_cli):
     assert "a.gguf alone cannot be compared; name two artifacts or more" in ran.err
 
 
+def test_prompts_may_be_messages_of_a_user(qconv_cli, compared):
+    asked = compared(comparison(spoken("toy"), spoken("other")))
+    assert qconv_cli("compare", "toy", "other", "--prompt", "Hi", "--chat").code == 0
+    assert asked["chat"] is True
+    assert asked["command"] == "qconv compare toy other --prompt Hi --chat --tokens 64"
+
+
 def test_a_report_is_written(qconv_cli, compared, tmp_path):
     compared(comparison(spoken("toy"), spoken("other", answer(" Paris, a river", at=10))))
     options = ("--prompt", "The capital", "--report", str(tmp_path / "r"))

@@ -67,6 +67,22 @@ def test_every_artifact_writes_what_its_engine_writes(checkpoint, ggufs):
         assert answer.text[: answer.parts_at_character] == runtime.detokenize(coarse[:at])
 
 
+def test_a_prompt_may_be_what_a_user_says(tmp_path, checkpoint):
+    files = byte_level_files()
+    del files["chat_template.jinja"]
+    silent = save_model(tmp_path / "silent", llama_config(), files)
+    found = qconv.compare([checkpoint, silent], prompts=["Hello"], tokens=4, chat=True)
+    assert found.chat
+    with load_plugins().runtime(checkpoint, 128) as runtime:
+        ids = runtime.converse("Hello")
+        made = runtime.generate(ids, 4)
+        assert len(ids) > len(runtime.tokenize("Hello"))
+        answer = found.artifacts[0].answers[0]
+        assert answer.prompt_tokens == len(ids)
+        assert (answer.tokens, answer.text) == (len(made), runtime.detokenize(made))
+    assert "there is no chat template" in (found.artifacts[1].reason or "")
+
+
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Puts a module in the place of a library, in the workers."""

@@ -15,6 +15,7 @@ from gguf_models import byte_level_files, llama_config, save_model
 from qconv._host import host_of, load_plugins
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
 from qconv.plugin import BackendSpec, FormatSpec, hookimpl
+from qconv_gguf._chat import rendered
 
 IDS = [3 + 7 * n % 500 for n in range(24)]
 
@@ -79,6 +80,81 @@ def test_onnxruntime_runs_what_it_loads(
         for wrong in ([], [1] * 65):
             with pytest.raises(UsageError, match=r"between 1 and 64 can be computed; raise the"):
                 runtime.logits(wrong)
+
+
+@pytest.fixture(scope="module")
+def conversing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose tokenizer begins texts, which a chat template must not have twice."""
+    pytest.importorskip("transformers", reason="pip install 'qconv[calibration]'")
+    files = byte_level_files(template=True)
+    return save_model(tmp_path_factory.mktemp("m") / "chat", llama_config(), files)
+
+
+def test_every_engine_writes_a_users_message_as_the_template_does(
+    conversing: Path, tmp_path: Path
+) -> None:
+    for name in ("xllamacpp", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="pip install 'qconv[llama-cpp,onnx]'")
+    import qconv
+
+    targets = ["gguf:f16", "onnx:fp32"]
+    made = qconv.convert(conversing, to=targets, out=tmp_path, threads=1).artifacts
+    paths = [conversing, made[0].files[0], made[1].files[0].parent]
+    written = []
+    for path in paths:
+        with load_plugins().runtime(path, 128) as runtime:
+            ids = runtime.converse("Hello <|end|>, fox!")
+            written.append(ids)
+    text = "<|start|>user\nHello <|end|>, fox!<|end|>\n<|start|>assistant\n"
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(conversing)
+    assert written == [tokenizer(text, add_special_tokens=False)["input_ids"]] * 3
+
+
+def test_without_a_template_there_is_no_conversation(tmp_path: Path) -> None:
+    for name in ("xllamacpp", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="pip install 'qconv[llama-cpp,onnx]'")
+    import qconv
+
+    files = byte_level_files()
+    del files["chat_template.jinja"]
+    folder = save_model(tmp_path / "silent", llama_config(), files)
+    made = qconv.convert(folder, to=["gguf:f16", "onnx:fp32"], out=tmp_path, threads=1).artifacts
+    for path in (folder, made[0].files[0], made[1].files[0].parent):
+        with (
+            load_plugins().runtime(path, 64) as runtime,
+            pytest.raises(Unsupported, match=r"no chat template; give the prompt as plain text"),
+        ):
+            runtime.converse("Hello")
+
+
+def test_a_template_may_refuse_a_message(conversing: Path, tmp_path: Path) -> None:
+    for path in conversing.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    template = "{{ raise_exception('system first') }}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    refusal = r"refuses a user's message \(system first\); give the prompt as plain text"
+    with (
+        load_plugins().runtime(tmp_path, 64) as runtime,
+        pytest.raises(Unsupported, match=refusal),
+    ):
+        runtime.converse("Hello")
+    with pytest.raises(Unsupported, match=refusal):
+        rendered(template, "Hello", bos_token="", eos_token="")
+    with pytest.raises(Unsupported, match=r"refuses a user's message \(.*\); give the prompt as"):
+        rendered("{{ unfinished", "Hello", bos_token="", eos_token="")
+
+
+def test_templates_know_the_tokens_that_begin_and_end_a_text() -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
+    assert rendered(template, "Hi", bos_token="<s>", eos_token="</s>") == "<s>Hi</s>"
+
+
+def test_a_missing_jinja2_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2.exceptions", None)
+    with pytest.raises(BrokenPlugin, match=r"jinja2, which is missing: pip install 'qconv\[calib"):
+        rendered("", "Hi", bos_token="", eos_token="")
 
 
 def test_a_text_ends_where_the_checkpoint_says(checkpoint: Path, tmp_path: Path) -> None:

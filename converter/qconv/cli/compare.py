@@ -43,6 +43,13 @@ def compare(
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=1, help="The most to write after a prompt.")
     ] = 64,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Prompts are messages of a user, written as each artifact's chat template does.",
+        ),
+    ] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045 - read at run time, also on Python 3.10
         typer.Option(
@@ -72,7 +79,8 @@ def compare(
             artifacts,
             prompts=prompts,
             tokens=tokens,
-            command=_command(artifacts, prompts, tokens),
+            chat=chat,
+            command=_command(artifacts, prompts, ["--chat"] * chat, tokens),
             progress=None if quiet else _turn,
         )
     if report is not None:
@@ -89,11 +97,11 @@ def compare(
         raise typer.Exit(_UNMEASURED)
 
 
-def _command(artifacts: list[Path], prompts: list[str], tokens: int) -> str:
+def _command(artifacts: list[Path], prompts: list[str], flags: list[str], tokens: int) -> str:
     """The command that repeats it, without the directories of this machine."""
     names = [each.resolve().name for each in artifacts]
     asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    return shlex.join(["qconv", "compare", *names, *asked, "--tokens", str(tokens)])
+    return shlex.join(["qconv", "compare", *names, *asked, *flags, "--tokens", str(tokens)])
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -28,6 +28,7 @@ def compare(
     *,
     prompts: Sequence[str],
     tokens: int = 64,
+    chat: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> Comparison:
@@ -36,6 +37,7 @@ def compare(
     artifacts: GGUF files, checkpoints and ONNX folders, float or quantized; the first is what the
         others are held to
     tokens: the most to write after each prompt
+    chat: prompts are messages of a user, written as each artifact's own chat template does
     command: kept in the result, to repeat it
 
     Raises:
@@ -54,11 +56,13 @@ def compare(
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         if progress is not None:
             progress(name, number, len(paths))
-        spoken.append(_spoken(path, prompts, tokens))
+        asked = {"prompts": list(prompts), "tokens": tokens, "chat": chat}
+        spoken.append(_spoken({"path": str(path.resolve()), **asked}))
     return Comparison(
         qconv_version=__version__,
         prompts=tuple(prompts),
         tokens=tokens,
+        chat=chat,
         artifacts=_held_together(paths, names, spoken),
         command=command,
     )
@@ -83,9 +87,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _spoken(path: Path, prompts: Sequence[str], tokens: int) -> dict[str, Any]:
+def _spoken(request: dict[str, Any]) -> dict[str, Any]:
     """What came of one artifact: the worker's answer, or the reason why there is none."""
-    request = {"path": str(path.resolve()), "prompts": list(prompts), "tokens": tokens}
     done = subprocess.run(
         [sys.executable, "-m", "qconv.comparison._worker"],
         input=json.dumps(request).encode(),

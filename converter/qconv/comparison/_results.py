@@ -58,12 +58,14 @@ class Comparison:
     """Artifacts side by side; the first that spoke is what the others are held to.
 
     tokens: the most that were asked for
+    chat: prompts are messages of a user, written as each artifact's own chat template does
     command: the command line that repeats it
     """
 
     qconv_version: str
     prompts: tuple[str, ...]
     tokens: int
+    chat: bool = False
     artifacts: tuple[ArtifactSpoken, ...]
     command: str
 

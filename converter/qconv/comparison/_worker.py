@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Special tokens that a tokenizer may put around a prompt, generously.
 _AROUND = 16
+#: What a chat template may put around a message: a system prompt, mostly.
+_TEMPLATE = 1024
 
 
 def main() -> None:
@@ -35,24 +37,36 @@ def _answered(request: dict[str, Any]) -> dict[str, Any]:
     from qconv.errors import QconvError
 
     try:
-        return _speak(Path(request["path"]), request["prompts"], request["tokens"])
+        return _speak(_Request(**request))
     except QconvError as error:
         return {"reason": str(error)}
     except MemoryError:
         return {"reason": "out of memory; close other programs, or use a smaller artifact"}
 
 
-def _speak(path: Path, prompts: Sequence[str], tokens: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What one artifact is asked. chat: prompts are messages of a user."""
+
+    path: str
+    prompts: list[str]
+    tokens: int
+    chat: bool
+
+
+def _speak(request: _Request) -> dict[str, Any]:
     import torch  # noqa: F401 - every engine hands over torch tensors: part of the start
 
     from qconv._host import load_plugins
 
-    longest = max(len(prompt.encode()) for prompt in prompts)  # a token is a byte at least
+    longest = max(len(prompt.encode()) for prompt in request.prompts)  # a token: a byte at least
+    around = _TEMPLATE if request.chat else _AROUND
     host = load_plugins()
     start, began = _memory("VmRSS"), time.perf_counter()
-    with host.runtime(path, longest + tokens + _AROUND) as runtime:
+    with host.runtime(Path(request.path), longest + request.tokens + around) as runtime:
         loaded = time.perf_counter() - began
-        answers = [_answer(runtime, prompt, tokens) for prompt in prompts]
+        read = runtime.converse if request.chat else runtime.tokenize
+        answers = [_answer(runtime, read(prompt), request.tokens) for prompt in request.prompts]
         return {
             "engine": runtime.engine,
             "version": runtime.version,
@@ -63,8 +77,7 @@ def _speak(path: Path, prompts: Sequence[str], tokens: int) -> dict[str, Any]:
         }
 
 
-def _answer(runtime: Runtime, prompt: str, tokens: int) -> dict[str, Any]:
-    ids = runtime.tokenize(prompt)
+def _answer(runtime: Runtime, ids: list[int], tokens: int) -> dict[str, Any]:
     began = time.perf_counter()
     made = runtime.generate(ids, tokens)
     seconds = time.perf_counter() - began
