@@ -107,7 +107,7 @@ def test_gates_are_test_cases_and_unmeasured_is_skipped():
     failure, skipped = cases["top1"].find("failure"), cases["vram"].find("skipped")
     assert failure is not None
     assert skipped is not None
-    assert failure.get("message") == "top1 80.0%, but >= 90.0% is asked for (the default)"
+    assert failure.get("message") == "top1 80.0% < 90.0% (the default)"
     assert skipped.get("message") == "vram is unmeasured: no device"
     assert {case.get("classname") for case in suite} == {"qconv.gguf:q4_k_m"}
 

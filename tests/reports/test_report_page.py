@@ -107,7 +107,7 @@ def test_the_verdict_comes_first_with_its_reasons():
     failing = artifact(gates=(gate("fail", 0.31), gate("pass", name="top1")), status="fail")
     text = Parsed(page(validation(artifact("gguf:q8_0"), failing, status="fail"))).text
     assert "1 of 2 artifacts pass." in text
-    said = text.index("gguf:q4_k_m: kl 0.310, but <= 0.0600 is asked for")
+    said = text.index("gguf:q4_k_m fails: kl 0.310 > 0.0600")
     assert said < text.index("bits per weight")
 
 
@@ -134,8 +134,13 @@ def test_a_validation_of_nothing_is_a_page_too():
 
 
 def test_long_lists_of_reasons_end():
-    many = tuple(gate("fail", 0.3, name=f"gate{number}") for number in range(30))
-    assert "and 18 more" in page(validation(artifact(gates=many, status="fail")))
+    gates = tuple(gate("fail", 0.3, name=f"gate{number}") for number in range(30))
+    many = [artifact(f"gguf:{number}", gates=gates, status="fail") for number in range(20)]
+    text = page(validation(*many, status="fail"))
+    assert "gguf:11 fails: gate0 0.300 &gt; 0.0600; gate1" in text
+    assert "gguf:12 fails" not in text
+    assert text.count("gate5 0.300 &gt; 0.0600; and 24 more") == 12
+    assert "and 8 more, told below" in text
 
 
 def test_figures_that_are_none_are_told_and_not_drawn():
@@ -212,9 +217,9 @@ def test_figures_have_three_digits_that_count(value, said):
 def test_gates_speak_in_their_units():
     assert gate_words(gate()) == "kl 0.0100 <= 0.0600"
     vram = gate("fail", 9e9, name="vram", limit=8e9)
-    assert gate_words(vram) == "vram 9.0 GB, but <= 8.0 GB is asked for"
+    assert gate_words(vram) == "vram 9.0 GB > 8.0 GB"
     top1 = gate("warn", 0.89, name="top1", limit=0.9, relation=">=")
-    assert gate_words(top1) == "top1 89.0%, but >= 90.0% is asked for"
+    assert gate_words(top1) == "top1 89.0% < 90.0%"
     ratio = gate("pass", 1.0012, name="ppl", limit=1.005)
     assert gate_words(ratio) == "ppl 1.0012 <= 1.0050"
 

@@ -65,16 +65,19 @@ def gate_figure(name: str, value: float | None) -> str:
     return share(value) if name in _SHARES else figure(value)
 
 
+#: How a value that does not hold stands to its limit.
+_MISSED = {"<=": ">", ">=": "<"}
+
+
 def gate_words(gate: GateResult) -> str:
-    """``kl 0.31 is above 0.12``, or why there is no value."""
+    """``kl 0.31 > 0.12``, or why there is no value."""
     if gate.value is None:
         return f"{gate.name} is unmeasured: {gate.why}"
     value, limit = gate_figure(gate.name, gate.value), gate_figure(gate.name, gate.limit)
-    if gate.status == "pass":
-        return f"{gate.name} {value} {gate.relation} {limit}"
     if gate.status == "unmeasured":
         return f"{gate.name} {value} is not judged: {gate.why}"
-    return f"{gate.name} {value}, but {gate.relation} {limit} is asked for"
+    holds = gate.status == "pass"
+    return f"{gate.name} {value} {gate.relation if holds else _MISSED[gate.relation]} {limit}"
 
 
 def labels(validation: Validation) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from ._texts import texts_section
 if TYPE_CHECKING:
     from qconv.validation import ArtifactResult, Validation
 
-#: Reasons told in the verdict; each artifact's own part has all of them.
-_REASONS = 12
+#: In the verdict: artifacts whose reasons are told, and reasons of each; their own parts have all.
+_REASONS, _TOLD = 12, 6
 
 
 def page(validation: Validation) -> str:
@@ -50,44 +50,53 @@ def _anchor(place: int) -> str:
 
 
 def _verdict(validation: Validation, names: Sequence[str]) -> Markup:
-    count = len(validation.artifacts)
-    passing = sum(artifact.status in {"pass", "warn"} for artifact in validation.artifacts)
     reasons = list(_reasons(validation, names))
     rest = len(reasons) - _REASONS
     return element(
         "div",
         element("strong", status(validation.status)),
-        element("p", _sentence(validation, names, passing, count)),
-        element("ul", (element("li", reason) for reason in reasons[:_REASONS]))
-        if reasons
-        else None,
-        quiet(f"and {rest} more, told of each artifact below") if rest > 0 else None,
+        element("p", _sentence(validation, names)),
+        element("ul", reasons[:_REASONS]) if reasons else None,
+        quiet(f"and {rest} more, told below") if rest > 0 else None,
         class_=f"verdict {validation.status}",
     )
 
 
-def _sentence(validation: Validation, names: Sequence[str], passing: int, count: int) -> str:
+def _sentence(validation: Validation, names: Sequence[str]) -> str:
+    count = len(validation.artifacts)
     if count == 0:
         return "There is no artifact to judge."
     if count == 1:
         return f"{names[0]} {STATUS_WORDS[validation.status]}."
+    passing = sum(artifact.status in {"pass", "warn"} for artifact in validation.artifacts)
     return f"{passing} of {count} artifacts pass."
 
 
-def _reasons(validation: Validation, names: Sequence[str]) -> Iterable[str]:
-    """Why the verdict is no plain pass, the worst first."""
+def _reasons(validation: Validation, names: Sequence[str]) -> Iterable[Markup]:
+    """Of each artifact, why it is no plain pass; those that fail first."""
     for wanted in ("fail", "unmeasured", "warn"):
         for artifact, name in zip(validation.artifacts, names, strict=True):
-            if wanted == "fail":
-                yield from (f"{name}: {fault}" for fault in artifact.faults)
-                yield from (
-                    f"{name}: {tensor.name}: {fault}"
-                    for tensor in artifact.tensors
-                    for fault in tensor.faults
-                )
-            yield from (
-                f"{name}: {gate_words(gate)}" for gate in artifact.gates if gate.status == wanted
-            )
+            told = "; ".join(_told(artifact))
+            if artifact.status == wanted and told:
+                yield element("li", f"{name} {STATUS_WORDS[wanted]}: {told}")
+
+
+def _told(artifact: ArtifactResult) -> Iterable[str]:
+    """Faults, and gates that do not hold, as many as fit a sentence."""
+    told = [
+        *artifact.faults,
+        *(f"{tensor.name}: {fault}" for tensor in artifact.tensors for fault in tensor.faults),
+        *(
+            gate_words(gate)
+            for wanted in ("fail", "unmeasured", "warn")
+            for gate in artifact.gates
+            if gate.status == wanted
+        ),
+        *(f"{each.engine}: {each.reason}" for each in artifact.runtimes if each.reason),
+    ]
+    yield from told[:_TOLD]
+    if len(told) > _TOLD:
+        yield f"and {len(told) - _TOLD} more"
 
 
 def _overview(validation: Validation, names: Sequence[str]) -> Iterable[Child]:
