@@ -160,6 +160,21 @@ def test_every_artifact_is_a_point_and_its_own_colour():
         assert f"curve s{place}" in kinds
 
 
+def test_memory_is_only_called_measured_where_it_was():
+    predicted = artifact().vram
+    assert predicted is not None
+    known = dataclasses.replace(predicted, device="cuda", assumptions=("nothing else is there",))
+    text = Parsed(page(validation(artifact(vram=known)))).text
+    assert "900.0 MB to 1.0 GB" in text
+    assert "Nothing was measured." in text
+    assert "nothing else is there" in text
+    assert "diamond" not in text
+    measured = dataclasses.replace(known, measured=950_000_000)
+    text = Parsed(page(validation(artifact(vram=measured)))).text
+    assert "The diamond was measured on cuda." in text
+    assert "gguf:q4_k_m: measured 950.0 MB" in text
+
+
 def test_the_page_says_how_to_repeat_it():
     text = Parsed(page(validation(artifact()))).text
     for told in ("qconv validate q4_k_m.gguf --against toy", "cd" * 32, "kl 0.06", "x86_64"):

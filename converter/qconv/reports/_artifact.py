@@ -115,9 +115,9 @@ def _divergence(artifact: ArtifactResult) -> Iterable[Child]:
             "scored by",
             ">mean KL",
             ">median",
-            ">90 %",
-            ">99 %",
-            ">99.9 %",
+            ">90%",
+            ">99%",
+            ">99.9%",
             ">largest",
             ">same top-1",
             ">top-5 overlap",
@@ -129,7 +129,7 @@ def _divergence(artifact: ArtifactResult) -> Iterable[Child]:
     windows = {(logits.windows, logits.tokens) for logits in scored}
     told = " and ".join(f"{tokens} tokens in {count} windows" for count, tokens in sorted(windows))
     yield quiet(
-        f"KL divergence in nats over {told} of held-out text; the perplexity ratio with its 95 % "
+        f"KL divergence in nats over {told} of held-out text; the perplexity ratio with its 95% "
         "interval over windows; RMS Δp is the change of the true token's probability."
     )
 
@@ -171,6 +171,7 @@ def _tensors(artifact: ArtifactResult, name: str) -> Iterable[Child]:
     worst = [artifact.tensors[place] for place in worst_tensors(artifact, _WORST)]
     if worst:
         yield element("h4", "The worst tensors")
+        yield quiet("Faulty ones first, then those nearest to what their grid allows.")
         yield table(
             _WORST_HEADINGS,
             (_tensor(tensor) for tensor in worst),

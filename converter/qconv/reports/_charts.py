@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: Width of a letter and height of a line of a label, in pixels of the drawing; a bit generous.
 _LETTER, _LINE = 6.0, 12.0
 _RADIUS = 4.5
-_BAR, _GAP = 16, 34
+_BAR, _GAP = 14, 38
 
 
 def size_against_divergence(
@@ -248,10 +248,10 @@ def _bar(at: int, name: str, vram: VramResult, axis: Axis) -> Iterable[Markup]:
             height=_BAR,
             class_=f"part {series(number)}",
         )
-    middle = top + _BAR / 2
-    yield line(axis.at(vram.low), middle, axis.at(vram.high), middle, "range")
+    below = top + _BAR + 4  # beside the bar, whose colours it need not stand out from
+    yield line(axis.at(vram.low), below, axis.at(vram.high), below, "range")
     for end in (vram.low, vram.high):
-        yield line(axis.at(end), middle - 4, axis.at(end), middle + 4, "range")
+        yield line(axis.at(end), below - 3, axis.at(end), below + 3, "range")
     if vram.measured is not None:
         x = axis.at(vram.measured)
         yield element(

@@ -21,7 +21,7 @@ SHADES = 6
 _MOST_ROWS = 24
 _ROW = 13
 #: Of a label: the most letters, and pixels of each.
-_LETTERS, _LETTER = 23, 5.6
+_LETTERS, _LETTER = 23, 6.3
 _NUMBER = re.compile(r"(?:(?<=\.)|^)\d{1,6}(?=\.)", re.ASCII)
 
 

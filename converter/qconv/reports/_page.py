@@ -31,13 +31,13 @@ def page(validation: Validation) -> str:
             _verdict(validation, names),
             _overview(validation, names),
             _pictures(validation, names),
+            texts_section(validation.artifacts, names),
             (
                 artifact_section(artifact, name, _anchor(place))
                 for place, (artifact, name) in enumerate(
                     zip(validation.artifacts, names, strict=True)
                 )
             ),
-            texts_section(validation.artifacts, names),
             _repeat(validation),
         ),
         f"Written by qconv {validation.qconv_version}. report.json beside this page holds every "
@@ -191,11 +191,13 @@ def _memory_words(artifacts: Iterable[ArtifactResult]) -> Iterable[Child]:
         for vram in known
     }
     yield f"Predicted for {'; '.join(sorted(supposed))}. The line shows the range."
-    devices = sorted({vram.device for vram in known if vram.device})
-    if devices:
-        yield f" The diamond was measured on {', '.join(devices)}."
+    measured = sorted({vram.device or "a device" for vram in known if vram.measured is not None})
+    if measured:
+        yield f" The diamond was measured on {', '.join(measured)}."
     else:
-        yield " Nothing was measured: no device was there."
+        yield " Nothing was measured."
+    assumed = sorted({each for vram in known for each in vram.assumptions})
+    yield element("ul", (element("li", each) for each in assumed)) if assumed else None
 
 
 def _repeat(validation: Validation) -> Iterable[Child]:

@@ -26,14 +26,14 @@ _SHEET = """
   --ground: #fff; --raised: #f6f7f9; --text: #1a1d21; --quiet: #5b636e; --rule: #d9dde3;
   --link: #0b5cad; --pass: #17713a; --warn: #8a5a00; --fail: #b3261e; --unmeasured: #515b6b;
   --mark: #ffe08a; --mark-text: #1a1d21;
-  --s0: #0072b2; --s1: #c65200; --s2: #007a5a; --s3: #a8478a; --s4: #3d7fb8; --s5: #8c7000;
+  --s0: #0072b2; --s1: #c65200; --s2: #007a5a; --s3: #a8478a; --s4: #8c7000; --s5: #3d9bd1;
   --s6: #6a4fb3; --s7: #555;
   --h0: #e3eef8; --h1: #bcd7ee; --h2: #86b7dd; --h3: #4a90c4; --h4: #1f66a0; --h5: #0a3d6b; }
 @media (prefers-color-scheme: dark) { :root {
   --ground: #14171a; --raised: #1d2126; --text: #e6e8eb; --quiet: #9aa4b0; --rule: #343b44;
   --link: #79b8ff; --pass: #5fce8a; --warn: #e5b454; --fail: #ff8a80; --unmeasured: #a9b4c4;
   --mark: #6b5300; --mark-text: #fff3cf;
-  --s0: #56b4e9; --s1: #ff9a4d; --s2: #35c79a; --s3: #e594c6; --s4: #8ec5f5; --s5: #e6cf4a;
+  --s0: #56b4e9; --s1: #ff9a4d; --s2: #35c79a; --s3: #e594c6; --s4: #e6cf4a; --s5: #b5dcff;
   --s6: #b59cff; --s7: #bbb;
   --h0: #1b2a38; --h1: #1e4260; --h2: #22618f; --h3: #3a88bd; --h4: #77b5df; --h5: #cfe6f7; } }
 * { box-sizing: border-box; }
