@@ -136,6 +136,19 @@ class DecodedCheckpoint:
             raise KeyError(f"tensor {name!r} is not quantized; see held_grids")
         return self._held[name]
 
+    def parts(self, name: str) -> dict[str, torch.Tensor]:
+        """The stored tensors that a quantized one is decoded from, whole, as stored."""
+        return {part: self._read_whole(part) for part in self._encoded[name].parts}
+
+    def from_parts(self, name: str, parts: Mapping[str, torch.Tensor]) -> QuantTensor:
+        """A quantized tensor decoded from its stored ones, on whichever device they are.
+
+        Raises:
+            UnreadableInput: the values contradict the config.
+            BrokenPlugin: the source's plugin does not do what it said.
+        """
+        return decode(self._source, self._family, self._encoded[name], parts)
+
     def fingerprint(self) -> str:
         """That of the stored checkpoint."""
         return self._stored.fingerprint()
@@ -205,9 +218,7 @@ class DecodedCheckpoint:
         return tensor
 
     def _decode(self, name: str) -> QuantTensor:
-        tensor = self._encoded[name]
-        parts = {part: self._read_whole(part) for part in tensor.parts}
-        return decode(self._source, self._family, tensor, parts)
+        return self.from_parts(name, self.parts(name))
 
     def _read_whole(self, name: str) -> torch.Tensor:
         shape = self._stored.model.tensors[name].shape

@@ -8,7 +8,7 @@ from ._output import write_line
 from ._render import _add_row, _print, _table
 
 if TYPE_CHECKING:
-    from qconv.memory import Fit, Option, Verdict, VramResult
+    from qconv.memory import Fit, Measurement, Option, Verdict, VramResult
 
 _MIB, _GIB = 1 << 20, 1 << 30
 
@@ -22,6 +22,8 @@ def render_fit(found: Fit) -> None:
     )
     if len(found.options) == 1:
         _render_one(found.options[0], found.context)
+        if found.measurement is not None:
+            _render_measurement(found.measurement)
         return
     table = _table(
         "target", "runtime", ">size", ">bits/weight", "expected", ">memory", ">context", "verdict"
@@ -96,6 +98,25 @@ def _render_one(option: Option, context: int) -> None:
         write_line(f"assumed: {line}")
     for line in _ways(verdict, context):
         write_line(line)
+
+
+def _render_measurement(made: Measurement) -> None:
+    result = made.result
+    write_line(
+        f"\nmeasured on {result.device} in {result.runtime} ({made.by}): "
+        f"{_size(result.measured or 0)}"
+    )
+    for name, nbytes in made.figures.items():
+        write_line(f"  {name.replace('_', ' ')}: {_size(nbytes)}")
+    write_line(f"predicted for this run: {_size(result.low)} to {_size(result.high)}")
+    for line in result.assumptions:
+        write_line(f"assumed: {line}")
+    outside = result.error
+    if outside:
+        side = "above" if outside > 0 else "below"
+        write_line(f"that is {_size(abs(outside))} {side} the range")
+    else:
+        write_line("that is within the range")
 
 
 def _ways(verdict: Verdict, context: int) -> list[str]:

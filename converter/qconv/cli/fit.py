@@ -38,13 +38,16 @@ def fit(
     *,
     model: given.Model,
     vram: Annotated[
-        str,
+        Optional[str],  # noqa: UP045 - read at run time, also on Python 3.10
         typer.Option(
-            "--vram", metavar="SIZE", show_default=False, help="Memory of the device, e.g. 8GiB."
+            "--vram",
+            metavar="SIZE",
+            show_default=False,
+            help="Memory of the device, e.g. 8GiB; with --measure, by default, all that it has.",
         ),
-    ],
+    ] = None,
     to: Annotated[
-        Optional[list[str]],  # noqa: UP045 - read at run time, also on Python 3.10
+        Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--to",
             metavar="TARGET",
@@ -76,16 +79,26 @@ def fit(
         Optional[Runtimes],  # noqa: UP045
         typer.Option("--runtime", show_default=False, help="What serves the model."),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Run the model as it is stored on --device, and compare what that takes.",
+        ),
+    ] = False,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="To measure on: cpu, cuda[:n], auto.")
+    ] = "auto",
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
 ) -> None:
     """Tell whether a model fits a device's memory, up to which context, and what to take.
 
-    Nothing is written and no weight is read. Exit code 5: it does not fit as asked.
+    Nothing is written; weights are read with --measure only. Exit code 5: it does not fit as asked.
     """
     import qconv
 
-    nbytes = parse_size(vram, "--vram")
+    nbytes = None if vram is None else parse_size(vram, "--vram")
     with results_only():
         found = qconv.fit(
             model,
@@ -95,6 +108,7 @@ def fit(
             batch=batch,
             cache_type=cache.value if cache else None,
             runtime=runtime.value if runtime else None,
+            measure_on=device if measure else None,
         )
     warn(found.warnings)
     if as_json:

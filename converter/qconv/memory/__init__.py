@@ -6,7 +6,8 @@ from qconv.memory._cache import Setting, cache_nbytes
 from qconv.memory._config import shape_of_config
 from qconv.memory._fit import Fit, Option, fit
 from qconv.memory._gguf import shape_of_gguf
-from qconv.memory._json import FitJson
+from qconv.memory._json import FitJson, MeasurementJson
+from qconv.memory._measure import Measurement, measure
 from qconv.memory._predict import make_setting, predict
 from qconv.memory._recommend import Recommendation
 from qconv.memory._result import VramResult
@@ -18,6 +19,8 @@ from qconv.memory._weights import Weights, planned_weights, stored_weights
 __all__ = [
     "Fit",
     "FitJson",
+    "Measurement",
+    "MeasurementJson",
     "ModelShape",
     "Option",
     "Recommendation",
@@ -29,6 +32,7 @@ __all__ = [
     "cache_nbytes",
     "fit",
     "make_setting",
+    "measure",
     "model_shape",
     "planned_weights",
     "predict",

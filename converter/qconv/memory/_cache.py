@@ -37,6 +37,9 @@ _FULL = frozenset(
 #: Runtimes that keep the latent vector; transformers keeps the keys and values made of it.
 _LATENT = frozenset({"llama.cpp", "vllm"})
 
+#: Where modules of transformers keep states.
+_TORCH = frozenset({"transformers", "torch"})
+
 #: Tokens of a block of vLLM's cache: ``CacheConfig.block_size`` on CUDA.
 _VLLM_BLOCK = 16
 
@@ -104,7 +107,7 @@ def _row_nbytes(width: int, cache_type: str) -> int:
 
 def _state_nbytes(state: State, setting: Setting) -> int:
     """In float32, whatever the cache type; all but transformers drop the oldest input."""
-    kept = state.kernel if setting.runtime == "transformers" else max(0, state.kernel - 1)
+    kept = state.kernel if setting.runtime in _TORCH else max(0, state.kernel - 1)
     return 4 * (state.channels * kept + state.values)
 
 
@@ -146,7 +149,8 @@ _CELLS: Mapping[str, Callable[[Attention | Latent, Setting], int]] = {
     "vllm": _vllm_cells,
     "transformers": _torch_cells,
     "onnxruntime": _onnx_cells,
+    "torch": _torch_cells,
 }
 
-#: The runtimes whose memory can be predicted.
+#: The runtimes whose memory can be predicted; ``torch`` is qconv's own run, which measures.
 RUNTIMES = tuple(_CELLS)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from qconv.errors import BrokenPlugin, QconvError, UsageError
 from qconv.memory._json import verdict_json
+from qconv.memory._measure import Measurement, device_memory, measure
 from qconv.memory._predict import CACHES, make_setting
 from qconv.memory._quality import Quality, planned_quality, stored_quality
 from qconv.memory._recommend import recommend
 from qconv.memory._subject import RUNTIMES, Subject, open_subject
-from qconv.memory._verdict import Verdict, judge
+from qconv.memory._verdict import Verdict, budget_of, judge
 from qconv.memory._weights import Weights, planned_weights
 
 if TYPE_CHECKING:
@@ -87,12 +88,15 @@ class Fit:
     options: tuple[Option, ...]
     recommendation: Recommendation | None
     warnings: tuple[str, ...] = ()
+    measurement: Measurement | None = None
 
     @property
     def fits(self) -> bool:
-        """Everything that was named does; or one of all formats."""
+        """Everything that was named does; or one of all formats. What was measured must, too."""
         every = all if self.chosen else any
-        return every(option.fits for option in self.options)
+        measured = self.measurement.result if self.measurement else None
+        within = measured is None or (measured.measured or 0) <= budget_of(self.vram, "torch")
+        return within and every(option.fits for option in self.options)
 
     def to_json(self) -> FitJson:
         """As JSON-able data (``schemas/fit.schema.json``)."""
@@ -105,6 +109,7 @@ class Fit:
             "options": [option.to_json() for option in self.options],
             "recommendation": self.recommendation.to_json() if self.recommendation else None,
             "warnings": list(self.warnings),
+            "measurement": self.measurement.to_json() if self.measurement else None,
         }
 
 
@@ -121,16 +126,19 @@ class Asked:
 
 def fit(
     model: str | Path,
-    vram: int,
+    vram: int | None = None,
     *,
     to: str | Sequence[str] | None = None,
     context: int | None = None,
     batch: int = 1,
     cache_type: str | None = None,
     runtime: str | None = None,
+    measure_on: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
     """Tell whether a model fits ``vram`` bytes of a device; nothing is written, no weight is read.
+
+    With ``measure_on`` the model as stored is run there, and what that takes is compared.
 
     model: a checkpoint, or an artifact of any backend
     to: targets; None for what an artifact is, or every format a checkpoint can become
@@ -138,6 +146,8 @@ def fit(
     batch: sequences at a time
     cache_type: of keys and values; None for the runtime's default
     runtime: ``llama.cpp``, ``vllm``, ``transformers`` or ``onnxruntime``; None for the usual one
+    vram: None for all that the device has, where it is measured on
+    measure_on: ``cpu``, ``cuda`` or ``cuda:n``
     progress: called with every target that is looked at
 
     Raises:
@@ -145,8 +155,7 @@ def fit(
     """
     from qconv._host import load_plugins
 
-    if vram < 1:
-        raise UsageError(f"vram {vram}: give the bytes of memory that the device has")
+    vram = _vram(vram, measure_on, to)
     host = load_plugins()
     targets = None if to is None else host.resolve_targets(to)
     with open_subject(model, host) as subject:
@@ -158,7 +167,11 @@ def fit(
             cache_type=cache_type,
             runtime=runtime,
         )
-        options = _options(subject, host, targets, asked, progress or (lambda _: None))
+        tell = progress or (lambda _: None)
+        if measure_on is None:
+            options = _options(subject, host, targets, asked, tell)
+        else:
+            options = (_stored(subject, asked),)
         return Fit(
             model=Path(model),
             vram=vram,
@@ -168,7 +181,27 @@ def fit(
             options=options,
             recommendation=recommend(options) if targets is None else None,
             warnings=_warnings(asked.context, length),
+            measurement=None if measure_on is None else _measured(model, asked, measure_on),
         )
+
+
+def _vram(vram: int | None, measure_on: str | None, to: object) -> int:
+    if measure_on is not None and to is not None:
+        raise UsageError("what is measured is on disk: leave --to out, or convert first")
+    if vram is None and measure_on is not None:
+        return device_memory(measure_on)
+    if vram is None or vram < 1:
+        raise UsageError(f"vram {vram}: give the bytes of memory that the device has (--vram 8GiB)")
+    return vram
+
+
+def _measured(model: str | Path, asked: Asked, device: str) -> Measurement:
+    if asked.cache_type is not None or asked.runtime is not None:
+        raise UsageError(
+            "what is measured is qconv's own run, or the artifact's engine as it comes: leave "
+            "--cache and --runtime out"
+        )
+    return measure(model, context=asked.context, batch=asked.batch, device=device)
 
 
 def _warnings(context: int, length: int | None) -> tuple[str, ...]:

@@ -58,8 +58,32 @@ class RecommendationJson(TypedDict):
     smaller: Optional[str]  # noqa: UP045
 
 
+class MeasurementJson(TypedDict):
+    """A run that was measured, beside its prediction; bytes.
+
+    error: by which the measured figure is outside of low to high; 0 inside
+    by: what measured it
+    figures: on CUDA ``max_memory_allocated``, ``max_memory_reserved``, ``device``,
+        ``device_context``
+    """
+
+    low: int
+    high: int
+    measured: int
+    error: int
+    runtime: str
+    device: str
+    by: str
+    context: int
+    batch: int
+    cache_type: str
+    parts: dict[str, int]
+    figures: dict[str, int]
+    assumptions: list[str]
+
+
 class FitJson(TypedDict):
-    """What fits a device of ``vram`` bytes."""
+    """What fits a device of ``vram`` bytes. measurement: null unless asked for."""
 
     model: str
     vram: int
@@ -69,6 +93,7 @@ class FitJson(TypedDict):
     options: list[OptionJson]
     recommendation: Optional[RecommendationJson]  # noqa: UP045
     warnings: list[str]
+    measurement: Optional[MeasurementJson]  # noqa: UP045
 
 
 def verdict_json(verdict: Verdict | None, predicted: VramResult | None) -> VerdictJson | None:

@@ -20,6 +20,7 @@ STEPS: dict[str, int | None] = {
     "vllm": 2048,
     "transformers": None,
     "onnxruntime": None,
+    "torch": 512,
 }
 
 #: Cache types that each runtime knows.
@@ -28,6 +29,7 @@ CACHES = {
     "vllm": ("f16", "fp8"),
     "transformers": ("f16", "f32"),
     "onnxruntime": ("f32", "f16"),
+    "torch": ("f16", "f32"),
 }
 
 
@@ -98,7 +100,7 @@ def predict(
 
 def _assumed(setting: Setting, device: str) -> list[str]:
     asked = f"{setting.batch} x {setting.context} tokens, cache in {setting.cache_type}"
-    lines = [f"{asked}, {setting.runtime}, {setting.step} tokens at a time"]
+    lines = [f"{asked}, {setting.runtime}, {min(setting.step, setting.context)} at a time"]
     if setting.runtime == "llama.cpp":
         lines.append("flash attention; full offload, embeddings on the host; --swa-full off")
     if setting.runtime == "vllm":
@@ -106,6 +108,8 @@ def _assumed(setting: Setting, device: str) -> list[str]:
             "CUDA graphs up to 600 MiB; vLLM fills its share of the device "
             "(gpu_memory_utilization) with cache, whatever the model needs"
         )
+    if setting.runtime == "torch":
+        lines.append("weights as stored, decoded in float32 one linear at a time")
     if setting.runtime == "transformers":
         lines.append("sdpa attention; a dynamic cache; logits of the last token")
     if setting.runtime == "onnxruntime":

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qconv.memory._cache import layer_nbytes
+
 if TYPE_CHECKING:
     from qconv.memory._cache import Setting
     from qconv.memory._shape import ModelShape
@@ -18,7 +20,10 @@ _MIB = 1 << 20
 
 #: CUDA's own, with kernels and cuBLAS' workspace: between an idle context and one of a process
 #: that has loaded most of torch's kernels.
-_CONTEXT = (300 * _MIB, 600 * _MIB)
+CONTEXT = (300 * _MIB, 600 * _MIB)
+
+#: What a process' allocator and threads hold on to, beside what is asked of them.
+_PROCESS = (0, 32 * _MIB)
 
 #: vLLM's graphs of the forward pass for every batch size that it captures.
 _VLLM_GRAPHS = (0, 600 * _MIB)
@@ -39,7 +44,7 @@ class Working:
 def working_nbytes(shape: ModelShape, setting: Setting, device: str) -> Working:
     """What the runtime of ``setting`` takes. device: ``cuda`` or ``cpu``."""
     logits, activations = _RUNTIMES[setting.runtime](shape, setting, device)
-    context = _CONTEXT if device == "cuda" else (0, 0)
+    context = CONTEXT if device == "cuda" else _PROCESS
     if setting.runtime == "vllm" and device == "cuda":
         context = (context[0] + _VLLM_GRAPHS[0], context[1] + _VLLM_GRAPHS[1])
     return Working(logits=logits, activations=activations, device_context=context)
@@ -91,6 +96,21 @@ def _torch(shape: ModelShape, setting: Setting, device: str) -> Pair:
     return (logits, 3 * 4 * setting.batch * shape.vocab), (least, most)
 
 
+def _packed(shape: ModelShape, setting: Setting, device: str) -> Pair:
+    """As :func:`_torch`; besides, a linear's codes and values, and what attention makes of a layer.
+
+    Decoding takes up to 12 bytes per weight: codes, values, and what is between them. Keys and
+    values of a layer are there twice while they grow, and once per head where heads share them.
+    """
+    logits, (least, most) = _torch(shape, setting, device)
+    linear = shape.hidden * max(shape.inner, shape.heads)
+    value = 2 if device == "cuda" else 4
+    expanded = 2 * value * setting.batch * setting.context * shape.heads
+    grown = max((2 * sum(layer) for layer in layer_nbytes(shape, setting)), default=0)
+    mask = value * setting.batch * setting.step * setting.context
+    return logits, (least, most + 12 * linear + expanded + grown + 2 * mask)
+
+
 def _onnx(shape: ModelShape, setting: Setting, device: str) -> Pair:
     """In the graph's float32; logits of every token that is given, a prompt at once at worst."""
     del device
@@ -107,4 +127,5 @@ _RUNTIMES: Mapping[str, Callable[[ModelShape, Setting, str], Pair]] = {
     "vllm": _vllm,
     "transformers": _torch,
     "onnxruntime": _onnx,
+    "torch": _packed,
 }

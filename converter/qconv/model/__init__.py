@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconv.model._block_model import BlockInfo, BlockModel, open_model
+from qconv.model._device import resolve_device
 from qconv.model._hidden import Hidden
 from qconv.model._live import LiveBlock
 from qconv.model._pieces import LinearRef, Piece
@@ -36,4 +37,5 @@ __all__ = [
     "folding_error",
     "open_model",
     "probe_block",
+    "resolve_device",
 ]

@@ -18,7 +18,7 @@ from qconv.model._recording import Pool, Recorder
 from qconv.model._skeleton import Skeleton, build_skeleton
 from qconv.model._tail import Tail, until_head
 from qconv.model._weights import Weights
-from qconv.model._whole import materialise_whole
+from qconv.model._whole import Substitute, materialise_whole
 
 if TYPE_CHECKING:
     import torch
@@ -170,15 +170,18 @@ class BlockModel:
         with self.tail() as tail:
             return tail.logits(state)
 
-    def whole(self) -> Any:
+    def whole(self, substitute: Substitute | None = None) -> Any:
         """The transformers model with all its weights, in eval mode, for running it freely.
 
-        Memory: the whole model in its dtype.
+        Memory: the whole model in its dtype, less the linears that ``substitute`` stands in for:
+        it is called with the source tensor of a linear's weight and with its bias.
 
         Raises:
             NotEnoughResources: it does not fit into ``max_ram`` or the memory that is free.
         """
-        return materialise_whole(self._skeleton.model, self._weights, self.device, self._max_ram)
+        return materialise_whole(
+            self._skeleton.model, self._weights, self.device, self._max_ram, substitute
+        )
 
     def _record(self, window: torch.Tensor) -> tuple[torch.Tensor, tuple[Arguments, ...]]:
         tokens = window.to(self.device)[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,28 @@ if TYPE_CHECKING:
     from qconv.model._weights import Weights
 
 
+#: Gives the module that stands in for a linear whose weight is this source tensor, whole; its bias
+#: is the second argument. None leaves the linear as it is.
+Substitute = Callable[[str, "torch.Tensor | None"], "nn.Module | None"]
+
+
 def materialise_whole(
-    skeleton: Any, weights: Weights, device: torch.device, max_ram: int | None
+    skeleton: Any,
+    weights: Weights,
+    device: torch.device,
+    max_ram: int | None,
+    substitute: Substitute | None = None,
 ) -> Any:
     """A copy of the skeleton with all its parameters, tied ones once.
 
     Raises:
         NotEnoughResources: it does not fit into ``max_ram`` or the memory that is free.
     """
-    nbytes = sum(p.numel() * p.dtype.itemsize for p in skeleton.parameters())
-    _refuse_if_too_large(nbytes, device, max_ram)
     model = copy.deepcopy(skeleton)
+    if substitute is not None:
+        _substitute_linears(model, weights, substitute)
+    nbytes = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.is_meta)
+    _refuse_if_too_large(nbytes, device, max_ram)
     filled: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -33,6 +45,22 @@ def materialise_whole(
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = True
     return model
+
+
+def _substitute_linears(model: Any, weights: Weights, substitute: Substitute) -> None:
+    from torch import nn
+
+    linears = [(path, m) for path, m in model.named_modules() if type(m) is nn.Linear]
+    for path, linear in linears:
+        pieces = weights.pieces.get(f"{path}.weight", ())
+        if len(pieces) != 1 or not pieces[0].is_whole(
+            linear.weight, weights.shape(pieces[0].source)
+        ):
+            continue
+        bias = None if linear.bias is None else weights.parameter(f"{path}.bias", linear.bias)
+        instead = substitute(pieces[0].source, bias)
+        if instead is not None:
+            model.set_submodule(path, instead)
 
 
 def _fill(

@@ -1,0 +1,181 @@
+"""The process that is measured: ``python -m qconv.memory._worker``, one JSON document in and out.
+
+It loads an artifact, runs the context asked for through it, and says what that took. A process of
+its own: what was loaded before would count, or be counted out, by chance.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def main() -> None:
+    """Read what to do from stdin, do it, and print the figures."""
+    from qconv.errors import QconvError
+
+    asked = json.loads(sys.stdin.read())
+    try:
+        figures = measured(asked)
+    except QconvError as error:
+        figures = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(figures))  # noqa: T201 - the answer
+
+
+def measured(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the artifact as asked: its figures in bytes, and what measured them."""
+    if asked["engine"] == "torch":
+        return _torch(asked)
+    return _runtime(asked)
+
+
+# --- in torch -------------------------------------------------------------------------------------
+
+
+def _torch(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights packed as stored, decoded one linear at a time; keys and values kept."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(mode=True)
+    cuda = asked["device"].startswith("cuda")
+    return _on_cuda(asked) if cuda else _on_cpu(asked)
+
+
+def _on_cpu(asked: Mapping[str, Any]) -> dict[str, Any]:
+    from qconv.memory._peaks import ResidentPeak
+
+    _warm_up(asked)
+    with ResidentPeak(mapped=False) as peak:
+        _run_torch(asked)
+    return {"measured": peak.nbytes, "by": "process memory", "parts": {}}
+
+
+def _on_cuda(asked: Mapping[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from qconv.memory._peaks import nvml_used
+
+    device = torch.device(asked["device"])
+    index = device.index or 0
+    before = nvml_used(index)
+    torch.zeros(1, device=device)  # makes the context
+    torch.cuda.synchronize(device)
+    free = torch.cuda.mem_get_info(device)[0]
+    started = nvml_used(index)
+    context = 0 if before is None or started is None else max(0, started - before)
+    torch.cuda.reset_peak_memory_stats(device)
+    _run_torch(asked)
+    torch.cuda.synchronize(device)
+    used = free - torch.cuda.mem_get_info(device)[0]
+    return {
+        "measured": used + context,
+        "by": torch.cuda.get_device_name(device),
+        "context_known": context > 0,
+        "parts": {
+            "max_memory_allocated": torch.cuda.max_memory_allocated(device),
+            "max_memory_reserved": torch.cuda.max_memory_reserved(device),
+            "device": used,
+            "device_context": context,
+        },
+    }
+
+
+def _warm_up(asked: Mapping[str, Any]) -> None:
+    """Import and compile what takes memory of its own: it is no part of the model."""
+    import torch
+    import transformers.modeling_utils  # noqa: F401 - for its memory
+
+    from qconv._host import load_plugins
+    from qconv._sources import open_source
+    from qconv.checkpoint import DecodedCheckpoint
+    from qconv.model import open_model
+
+    torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))
+    with open_source(asked["path"], load_plugins()) as checkpoint:
+        open_model(checkpoint, device="cpu")  # builds the architecture, reads no weight
+        if isinstance(checkpoint, DecodedCheckpoint):
+            name = min(checkpoint.encoded, key=lambda each: _size(checkpoint, each))
+            checkpoint.from_parts(name, checkpoint.parts(name)).dequantize()
+
+
+def _size(checkpoint: Any, name: str) -> int:  # noqa: ANN401 - a DecodedCheckpoint
+    rows, columns = checkpoint.encoded[name].shape
+    return int(rows * columns)
+
+
+def _run_torch(asked: Mapping[str, Any]) -> None:
+    import torch
+
+    from qconv._host import load_plugins
+    from qconv._sources import open_source
+    from qconv.checkpoint import DecodedCheckpoint
+    from qconv.memory._packed import packed_linears
+    from qconv.model import open_model
+
+    with open_source(asked["path"], load_plugins()) as checkpoint:
+        opened = open_model(checkpoint, device=asked["device"], dtype=asked["dtype"])
+        substitute = None
+        if isinstance(checkpoint, DecodedCheckpoint):
+            substitute = packed_linears(checkpoint, opened.device)
+        model = opened.whole(substitute)
+        tokens = _tokens(asked, opened.vocab_size).to(opened.device)
+        with torch.no_grad():
+            if opened.is_decoder:
+                _read_prompt(model, tokens, asked["step"])
+            else:
+                model(input_ids=tokens)
+
+
+def _read_prompt(model: Any, tokens: torch.Tensor, step: int) -> None:  # noqa: ANN401
+    """Run a prompt step by step, keeping keys and values; logits of the last token only."""
+    kept: Any = None
+    for start in range(0, tokens.shape[1], step):
+        made = model(
+            input_ids=tokens[:, start : start + step],
+            past_key_values=kept,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        kept = made.past_key_values
+
+
+def _tokens(asked: Mapping[str, Any], vocab: int) -> torch.Tensor:
+    """Any text would do: (batch, context) int64 of all tokens in turn."""
+    import torch
+
+    count = asked["batch"] * asked["context"]
+    return (torch.arange(count) % vocab).reshape(asked["batch"], asked["context"])
+
+
+# --- in the artifact's own engine -----------------------------------------------------------------
+
+
+def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine of the artifact's backend, which maps its weights: mapped pages count."""
+    from qconv._host import load_plugins
+    from qconv.memory._peaks import ResidentPeak
+
+    host = load_plugins()
+    path = Path(asked["path"])
+    spec = host.backend_of(path)
+    host.backend(spec.name)
+    import numpy  # noqa: F401, ICN001 - for its memory
+    import torch
+
+    torch.ones(8)
+    with ResidentPeak(mapped=True) as peak, host.runtime(path, asked["context"]) as engine:
+        engine.logits([n % asked["vocab"] for n in range(asked["context"])])
+        by = f"{engine.engine} {engine.version}"
+    return {"measured": peak.nbytes, "by": f"process memory of {by}", "parts": {}}
+
+
+if __name__ == "__main__":
+    main()
