@@ -141,6 +141,12 @@ def test_a_state_space_model_fits_with_any_context_or_none() -> None:
 
 
 @pytest.fixture
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without onnx, whose plans export a graph first."""
+    monkeypatch.setenv("QCONV_DISABLE_PLUGINS", "onnx")
+
+
+@pytest.fixture
 def hollow(tmp_path: Path) -> Path:
     """Llama of 6 layers as a float16 GGUF."""
     sizes = {"layers": 6, "hidden": 256, "inner": 512, "heads": 8, "kv_heads": 2}
@@ -148,6 +154,7 @@ def hollow(tmp_path: Path) -> Path:
     return write_hollow(tmp_path / "tiny-F16.gguf", "llama", attention_keys(**sizes), shapes)
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_every_format_of_every_backend_is_looked_at(smollm2_wide: Path) -> None:
     found = qconv.fit(smollm2_wide, 8 * GIB)
     targets = [option.target for option in found.options]
@@ -187,6 +194,7 @@ def test_quality_is_told_by_bits(smollm2_wide: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_where_all_fits_what_loses_nothing_is_recommended_with_something_smaller(
     smollm2_wide: Path,
 ) -> None:
@@ -216,12 +224,14 @@ def test_where_nothing_fits_as_asked_the_next_best_is_recommended(smollm2_wide: 
     assert advice.reason.startswith("nothing fits as asked; it does with up to")
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_where_nothing_fits_nothing_is_recommended(smollm2_wide: Path) -> None:
     found = qconv.fit(smollm2_wide, 64 * MIB)
     assert found.recommendation is None
     assert not found.fits
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_a_format_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
@@ -233,6 +243,24 @@ def test_a_format_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     reasons = {option.target: option.reason for option in found.options}
     assert "48" in (reasons["safetensors:gptq"] or "")
     assert reasons["gguf:q8_0"]
+
+
+def test_graphs_of_onnxruntime_are_looked_at(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnx plans export a graph")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
+    found = qconv.fit(tmp_path / "tiny", 8 * GIB, runtime="onnxruntime", context=256)
+    kept = {option.target: option.predicted for option in found.options}
+    per_token = 2 * 32
+    for target, nbytes in (("onnx:fp32", 4), ("onnx:fp16", 2), ("onnx:w8", 4)):
+        predicted = kept[target]
+        assert predicted is not None, found.options
+        assert predicted.parts["kv_cache"] == 2 * 256 * per_token * nbytes, target
 
 
 def test_a_quantized_model_is_asked_about_as_it_is(hollow: Path) -> None:

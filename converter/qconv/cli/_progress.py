@@ -188,6 +188,16 @@ def _preparing(event: Calibrating) -> str:
 
 
 @contextlib.contextmanager
+def looking(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
+    """Show what is looked at, on a terminal; None where nothing is shown."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    with console(sys.stderr).status("") as status:
+        yield lambda what: status.update(f"looking at {printable(what)}")
+
+
+@contextlib.contextmanager
 def reading(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
     """Show how far the reading of a file is, on a terminal; None where there is none."""
     if quiet or not sys.stderr.isatty():

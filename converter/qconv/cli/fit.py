@@ -89,6 +89,7 @@ def fit(
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="To measure on: cpu, cuda[:n], auto.")
     ] = "auto",
+    quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
 ) -> None:
@@ -99,7 +100,9 @@ def fit(
     import qconv
 
     nbytes = None if vram is None else parse_size(vram, "--vram")
-    with results_only():
+    from ._progress import looking
+
+    with results_only(), looking(quiet=quiet) as progress:
         found = qconv.fit(
             model,
             nbytes,
@@ -109,6 +112,7 @@ def fit(
             cache_type=cache.value if cache else None,
             runtime=runtime.value if runtime else None,
             measure_on=device if measure else None,
+            progress=progress,
         )
     warn(found.warnings)
     if as_json:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconv.errors import BrokenPlugin, QconvError, UsageError
 from qconv.memory._json import verdict_json
 from qconv.memory._measure import Measurement, device_memory, measure
+from qconv.memory._planner import Planner
 from qconv.memory._predict import CACHES, make_setting
 from qconv.memory._quality import Quality, planned_quality, stored_quality
 from qconv.memory._recommend import recommend
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 #: Tokens of a sequence where nobody says how many; models made for less get less.
 CONTEXT = 8192
-
-#: Planning needs some number; nothing is read.
-_THREADS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,18 +218,19 @@ def _options(
     if targets is not None:
         if subject.source is None:
             raise UsageError(f"{subject.path}: an ONNX graph; leave --to out to ask about itself")
-        return tuple(_planned(subject, host, target, asked) for target in targets)
+        return tuple(_planned(subject, Planner(host), target, asked) for target in targets)
     progress("as stored")
     options = [_stored(subject, asked)] if _servable(subject, asked) else []
     if subject.source is None or _is_quantized(subject):
         return tuple(options or [_stored(subject, asked)])
+    planner = Planner(host)
     for backend in host.backends:
         for each in backend.formats:
             target = host.resolve_target(f"{backend.name}:{each.name}")
             if not _suits(each.runtimes, asked):
                 continue
             progress(target.label)
-            options.append(_tried(subject, host, target, asked))
+            options.append(_tried(subject, planner, target, asked))
     if not options:
         raise UsageError(f"no format is loaded by runtime {asked.runtime!r}, cache as asked")
     return tuple(options)
@@ -280,17 +278,17 @@ def _stored(subject: Subject, asked: Asked) -> Option:
     )
 
 
-def _tried(subject: Subject, host: Host, target: Target, asked: Asked) -> Option:
+def _tried(subject: Subject, planner: Planner, target: Target, asked: Asked) -> Option:
     try:
-        return _planned(subject, host, target, asked)
+        return _planned(subject, planner, target, asked)
     except (QconvError, BrokenPlugin) as error:
         runtime = _runtime(target.label, _runtimes(target), asked)
         return Option(target=target.label, runtime=runtime, reason=str(error))
 
 
-def _planned(subject: Subject, host: Host, target: Target, asked: Asked) -> Option:
+def _planned(subject: Subject, planner: Planner, target: Target, asked: Asked) -> Option:
     runtime = _runtime(target.label, _runtimes(target), asked)
-    planned = _plan(subject, host, target)
+    planned = planner.plan(subject, target)
     if runtime == "onnxruntime" and asked.cache_type is None and _in_half(planned):
         asked = replace(asked, cache_type="f16")
     return _judged(
@@ -311,31 +309,6 @@ def _in_half(planned: TargetPlan) -> bool:
     """Whether a graph computes in float16, and so keeps keys and values in it."""
     floats = {plan.dtype for plan in planned.tensors.tensors if plan.grid is None and plan.dtype}
     return "float16" in floats and "float32" not in floats
-
-
-def _plan(subject: Subject, host: Host, target: Target) -> TargetPlan:
-    from qconv._sources import whole_tensor
-    from qconv.planning import build_plan, source_facts
-
-    source = subject.source
-    if source is None:
-        raise UsageError(f"{subject.path}: an ONNX graph cannot become {target.label} here")
-    plan = build_plan(
-        source=subject.path,
-        out=Path(),
-        model=source.model,
-        method="rtn",
-        streams=True,
-        targets=[(target.label, host.backend(target.backend.name), target.format, target.options)],
-        allow_unused=True,
-        threads=_THREADS,
-        max_ram=None,
-        warnings=(),
-        steps=("rtn",),
-        facts=source_facts(source, host, _THREADS),
-        read=partial(whole_tensor, source),
-    )
-    return plan.targets[0]
 
 
 def _runtimes(target: Target) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from qconv._host import Host
+
 
 def main() -> None:
     """Read what to do from stdin, do it, and print the figures."""
@@ -158,23 +160,31 @@ def _tokens(asked: Mapping[str, Any], vocab: int) -> torch.Tensor:
 # --- in the artifact's own engine -----------------------------------------------------------------
 
 
+#: Tokens of the run before the one that is measured.
+_FEW = 8
+
+
 def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine of the artifact's backend, which maps its weights: mapped pages count."""
+    """The engine of the artifact's backend, which maps its weights: mapped pages count.
+
+    It is loaded once before: its libraries are no part of the model.
+    """
     from qconv._host import load_plugins
     from qconv.memory._peaks import ResidentPeak
 
     host = load_plugins()
     path = Path(asked["path"])
-    spec = host.backend_of(path)
-    host.backend(spec.name)
-    import numpy  # noqa: F401, ICN001 - for its memory
-    import torch
-
-    torch.ones(8)
-    with ResidentPeak(mapped=True) as peak, host.runtime(path, asked["context"]) as engine:
-        engine.logits([n % asked["vocab"] for n in range(asked["context"])])
-        by = f"{engine.engine} {engine.version}"
+    _logits(host, path, min(_FEW, asked["context"]), asked["vocab"])
+    with ResidentPeak(mapped=True) as peak:
+        by = _logits(host, path, asked["context"], asked["vocab"])
     return {"measured": peak.nbytes, "by": f"process memory of {by}", "parts": {}}
+
+
+def _logits(host: Host, path: Path, context: int, vocab: int) -> str:
+    """Run so many tokens at once; what ran them."""
+    with host.runtime(path, context) as engine:
+        engine.logits([number % vocab for number in range(context)])
+        return f"{engine.engine} {engine.version}"
 
 
 if __name__ == "__main__":
