@@ -11,6 +11,7 @@ import pytest
 from hollow_gguf import Shapes, attention_keys, attention_shapes, with_norms, write_hollow
 from llama_buffers import MIB, buffers
 
+import qconv
 from qconv.checkpoint import open_checkpoint
 from qconv.memory import VramResult, make_setting, predict, shape_of_gguf, stored_weights
 
@@ -162,3 +163,18 @@ def test_the_whole_is_within_the_range(name: str, tmp_path: Path) -> None:
     sizes = buffers(path, context=8192)
     expected = predicted(path, context=8192)
     assert expected.low / MIB - 0.1 <= sum(sizes.values()) <= expected.high / MIB + 0.1, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q4_0"])
+def test_a_real_model_takes_what_is_predicted(
+    cache_type: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "smollm2-q8_0"
+    (path,) = qconv.convert(smollm2, to="gguf:q8_0", out=folder, force=True).artifacts[0].files
+    for context in (1000, 8192):
+        sizes = buffers(path, context=context, cache_type=cache_type)
+        expected = predicted(path, context=context, cache_type=cache_type)
+        assert sizes["KV"] == pytest.approx(expected.parts["kv_cache"] / MIB, abs=0.006)
+        assert sizes["model"] == pytest.approx(expected.parts["weights"] / MIB, abs=0.006)
+        assert expected.low / MIB - 0.1 <= sum(sizes.values()) <= expected.high / MIB + 0.1
