@@ -195,6 +195,14 @@ def test_layers_whose_inputs_round_badly_are_found_by_measurement_and_listed(
     assert {nothing[name] for name in linears} == {"integer"}
 
 
+def test_a_plan_says_that_sensitive_layers_are_yet_to_be_found_or_never_are(model, settings):
+    (later,) = qconv.plan(model, "onnx:w8a8", calibration=settings).warnings
+    assert "which layers keep their inputs in float is measured when converting" in later
+    (never,) = qconv.plan(model, "onnx:w8a8").warnings
+    assert "give --calibration, e.g. --calibration builtin, to have it measured" in never
+    assert not qconv.plan(model, "onnx:w8a8,sensitive=none").warnings
+
+
 def test_layers_named_as_sensitive_keep_float_inputs(model, tmp_path):
     (artifact,) = _convert(model, "onnx:w8a8,sensitive=down_proj+self_attn.o_proj", tmp_path, "rtn")
     kinds = {name: info.dtype for name, info in OnnxReader(artifact).tensors.items()}

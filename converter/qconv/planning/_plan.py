@@ -271,7 +271,7 @@ def build_plan(
             streams=streams,
             extra_nbytes=facts.reading_nbytes + (calibration.nbytes if calibration else 0),
         ),
-        warnings=(*warnings, *_plan_warnings(planned)),
+        warnings=(*warnings, *_plan_warnings(planned, calibrated=calibration is not None)),
         threads=threads,
         plugins=tuple(plugins),
     )
@@ -362,8 +362,16 @@ def rows_apart(layout: Layout, plan: TensorPlan) -> int:
     return min(rows, apart)
 
 
-def _plan_warnings(targets: Sequence[TargetPlan]) -> Iterator[str]:
+def _plan_warnings(targets: Sequence[TargetPlan], *, calibrated: bool) -> Iterator[str]:
     for target in targets:
+        if target.tensors.asks_input_errors:
+            yield f"{target.label}: " + (
+                "which layers keep their inputs in float is measured when converting; this plan "
+                "has none of them"
+                if calibrated
+                else "the inputs of all layers are rounded, for nothing tells which would lose "
+                "much by it: give --calibration, e.g. --calibration builtin, to have it measured"
+            )
         if target.fallbacks:
             yield (
                 f"{target.label}: {target.fallback_share:.1%} of the weights fall back to another "
