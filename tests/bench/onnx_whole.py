@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from onnx_session import Opened, divergence, speed, windows
-from whole import Figures, run_all
+from whole import Figures, measure
 
 PEERS = Path(__file__).parent / "peers"
 QCONV = Path(sys.executable).parent / "qconv"
@@ -83,7 +83,7 @@ def _of_model(options: argparse.Namespace, model: Path, work: Path) -> dict[str,
     scored, other = windows(graph.parent, options.windows)
     np.savez(work / "calibration.npz", **other)
     contenders = _commands(options, model, graph, work)
-    taken = run_all({name: steps for name, (steps, _) in contenders.items()}, options.runs)
+    taken = by_turns(contenders, options.runs)
     opened = Opened(graph, options.threads)
     expected = opened.outputs(scored)
     results = {"float32": _measured(options, graph, None, expected, scored)}
@@ -161,6 +161,30 @@ def _commands(options: argparse.Namespace, model: Path, graph: Path, work: Path)
     return found | _peers(options, graph, work)
 
 
+def by_turns(contenders: Contenders, runs: int) -> dict[str, Figures]:
+    """Contenders in turn, ``runs`` times after one unmeasured round; the median run of each.
+
+    What they wrote stays, to be scored.
+    """
+    taken: dict[str, list[Figures]] = {name: [] for name in contenders}
+    for number in range(runs + 1):
+        for name, (steps, _) in contenders.items():
+            os.sync()  # so that no command pays for what another left to be written
+            parts = [measure(step) for step in steps]
+            total = Figures(
+                wall=sum(part.wall for part in parts),
+                cpu=sum(part.cpu for part in parts),
+                peak_mb=max(part.peak_mb for part in parts),
+            )
+            if number:
+                taken[name].append(total)
+                print(name, total, file=sys.stderr)
+    return {
+        name: sorted(figures, key=lambda figure: figure.wall)[len(figures) // 2]
+        for name, figures in taken.items()
+    }
+
+
 def _qconv(options: argparse.Namespace, source: Path, target: str, out: Path) -> list[str]:
     settings = ["--force", "--quiet", "--threads", str(options.threads)]
     return [str(QCONV), str(source), "--to", target, "--out", str(out), *settings]
@@ -219,7 +243,7 @@ def _of_size(options: argparse.Namespace, work: Path) -> dict[str, Result]:
     made.parent.mkdir()
     script = [sys.executable, str(PEERS / "onnx_runtime.py"), "dynamic", str(graph), str(made)]
     contenders["onnxruntime dynamic"] = ([[*script, "--external"]], made)
-    taken = run_all({name: steps for name, (steps, _) in contenders.items()}, options.runs)
+    taken = by_turns(contenders, options.runs)
     results = {"float32": Result(figures=Figures(wall=0, cpu=0, peak_mb=0), size_mb=_size(graph))}
     for name, (_, made) in contenders.items():
         results[name] = Result(figures=taken[name], size_mb=_size(made))
