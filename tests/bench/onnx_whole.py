@@ -58,9 +58,14 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         for model in options.models:
-            report(model.name, _of_model(options, model, Path(folder) / model.name), options)
+            report(_name(model), _of_model(options, model, Path(folder) / model.name), options)
         if options.scale:
             report("scaling", _of_size(options, Path(folder) / "scaling"), options)
+
+
+def _name(model: Path) -> str:
+    """A folder that is called model is known by the one that it is in."""
+    return model.parent.name if model.name == "model" else model.name
 
 
 def parse() -> argparse.Namespace:
