@@ -189,6 +189,7 @@ def validate(
     dtype: Dtype = "auto",
     max_ram: int | None = None,
     gates: Mapping[str, float] | None = None,
+    context: int = 4096,
     command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Validation:
@@ -206,6 +207,7 @@ def validate(
     text: ``builtin``, which nothing is calibrated on, or files
     calibrated_on: a file of :func:`calibrate` that the windows must share nothing with
     gates: limits by name, e.g. ``{"kl": 0.05, "top1": 0.9}``, in place of the defaults
+    context: tokens of a sequence, for which memory on the device is predicted
     command: what to record as the way to repeat it
     progress: called with a stage, steps done and steps to do
 
@@ -230,6 +232,7 @@ def validate(
         dtype=dtype,
         max_ram=max_ram,
         gates=gates or {},
+        context=context,
         command=command,
     )
     return run(request, load_plugins(), progress=progress or _unseen)

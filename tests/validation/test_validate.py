@@ -293,3 +293,14 @@ def _wordpiece() -> dict[str, bytes]:
         "tokenizer.json": tokenizer.to_str().encode(),
         "tokenizer_config.json": json.dumps(config).encode(),
     }
+
+
+def test_memory_is_predicted_and_can_be_gated(source, out, capsys):
+    words = (out / "tiny-Q4_0.gguf", "--depth", "bytes", "--context", 512)
+    assert command(*words, "--gate", "vram=8GiB", source=source) == 0
+    assert "memory on the device, predicted: " in capsys.readouterr().out
+    result = validated(out / "tiny-Q4_0.gguf", source, gates={"vram": 8 * 2**30}, context=512)
+    assert result.vram.context == 512
+    assert {each.name: each.status for each in result.gates}["vram"] == "pass"
+    result = validated(out / "tiny-Q4_0.gguf", source, gates={"vram": 1000})
+    assert {each.name: each.status for each in result.gates}["vram"] == "fail"

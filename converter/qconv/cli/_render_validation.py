@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RuntimeResult,
         TensorResult,
         Validation,
+        VramResult,
     )
 
 #: Tensors and blocks listed unless all are asked for.
@@ -48,6 +49,8 @@ def _render_artifact(artifact: ArtifactResult, source: str, *, every_tensor: boo
         _render_logits(artifact.logits, "")
     for runtime in artifact.runtimes:
         _render_runtime(runtime)
+    if artifact.vram is not None:
+        _render_vram(artifact.vram)
     _render_blocks(artifact)
     _render_tensors(artifact, every_tensor=every_tensor)
 
@@ -96,6 +99,14 @@ def _render_runtime(runtime: RuntimeResult) -> None:
         write_line(
             f"  beside the decoded weights: KL divergence mean {kl.mean:.4g}, p99 {kl.p99:.4g}"
         )
+
+
+def _render_vram(vram: VramResult) -> None:
+    measured = "" if vram.measured is None else f"; measured {format_bytes(vram.measured)}"
+    write_line(
+        f"\nmemory on the device, predicted: {format_bytes(vram.low)} to {format_bytes(vram.high)} "
+        f"({vram.runtime}, context {vram.context}, cache {vram.cache_type}){measured}"
+    )
 
 
 def _render_blocks(artifact: ArtifactResult) -> None:

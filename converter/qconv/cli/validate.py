@@ -28,6 +28,9 @@ class Depths(str, Enum):
 #: Windows by default, and with --quick; tokens of each.
 _WINDOWS, _LENGTH, _QUICK_WINDOWS, _QUICK_LENGTH = 32, 512, 8, 256
 
+#: Tokens of a sequence that memory on the device is predicted for.
+_CONTEXT = 4096
+
 #: Exit code of a gate that failed, or that was asked for and not measured.
 _GATE = 6
 
@@ -100,6 +103,12 @@ def validate(
             help="Fail beyond this limit, e.g. kl=0.05; repeat it for more.",
         ),
     ] = None,
+    context: Annotated[
+        int,
+        typer.Option(
+            "--context", metavar="TOKENS", min=1, help="Sequence to predict device memory for."
+        ),
+    ] = _CONTEXT,
     prompt: Annotated[
         Optional[list[str]],  # noqa: UP045 - read at run time, also on Python 3.10
         typer.Option(
@@ -154,12 +163,14 @@ def validate(
             dtype=dtype.value,
             max_ram=nbytes,
             gates=gates,
+            context=context,
             command=_command(
                 artifacts,
                 against,
                 [
                     *_sizes(depth, windows, window_length),
                     *_gates(gate or []),
+                    *(["--context", str(context)] if context != _CONTEXT else []),
                     *(word for each in prompt or () for word in ("--prompt", each)),
                 ],
             ),
@@ -177,7 +188,11 @@ def validate(
         from ._render_validation import render_validation
 
         render_validation(validation, every_tensor=tensors)
-    asked = bool(gates) or depth is not Depths.bytes
+    asked = depth is not Depths.bytes or any(
+        each.status == "unmeasured" and each.name in gates
+        for artifact in validation.artifacts
+        for each in artifact.gates
+    )
     if validation.status == "fail" or (validation.status == "unmeasured" and asked):
         say(f"validation: {validation.status}; the gates above say why")
         raise typer.Exit(_GATE)

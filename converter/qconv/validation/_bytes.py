@@ -26,7 +26,7 @@ from qconv.validation._limits import (
 from qconv.validation._rescaled_vectors import is_answered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
-from qconv.validation._sampling import chosen_tensors
+from qconv.validation._sampling import chosen_tensors, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +82,9 @@ def check_bytes(
         if plan.name not in chosen:
             results.append(replace(_described(match, plan), sampled=0.0))
             continue
-        results.append(reading.checked(job, plan, chosen[plan.name]))
+            # every slab of a transposed source reads all of it
+        runs = whole(job.rows) if plan.arrangement == "transposed" else chosen[plan.name]
+        results.append(reading.checked(job, plan, runs))
         done += there[plan.name].numel
         progress(plan.name, done, total)
     results = [reading.settled(each, jobs) for each in results]
@@ -233,7 +235,10 @@ class _Reading:
             return error_of_bits(8 * info.nbytes / max(1, info.numel))
         import torch
 
-        rows = [self.expected(job, plan, at, at + 1) for at in sampled_rows(job.rows)]
+        wanted = sampled_rows(job.rows)
+        if plan.arrangement == "transposed":
+            return rounding_error(grid, self.expected(job, plan, 0, len(wanted)).float())
+        rows = [self.expected(job, plan, at, at + 1) for at in wanted]
         return rounding_error(grid, torch.cat(rows).float())
 
 

@@ -109,6 +109,10 @@ class DecodedArtifact:
         if values is not None:
             columns = torch.tensor(list(values.index))
             found = torch.empty_like(found).index_copy_(1, columns, found)
+        if plan.arrangement == "transposed":
+            return found.T.contiguous()
+        if plan.arrangement == "flat":
+            return found.reshape(-1, self._source.model.tensors[plan.sources[0]].shape[-1])
         if plan.row_order is None:
             return found
         rows = torch.tensor(list(plan.row_order.index))

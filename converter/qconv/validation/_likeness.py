@@ -35,7 +35,7 @@ def whose_values(
     expected: the first rows of what it should be, at most :data:`ROWS`
     numbers: of the rows
     """
-    if len(plan.sources) != 1 or found.shape[0] < 2:
+    if len(plan.sources) != 1 or found.shape[0] < 2 or plan.arrangement != "rows":
         return
     other = _other_tensor(found[0], plan.sources[0], source)
     if other is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qconv._version import __version__
-from qconv.errors import UnreadableInput, Unsupported, UsageError
+from qconv.errors import QconvError, UnreadableInput, Unsupported, UsageError
+from qconv.memory import predict_artifact
 from qconv.validation._bytes import BytesFound, check_bytes
 from qconv.validation._files import digests_of, files_of, source_digest
 from qconv.validation._gates import check_names, grid_class, judge
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from qconv._host import Host
     from qconv._sources import OpenedSource
+    from qconv.memory import VramResult
     from qconv.validation._bytes import Progress
     from qconv.validation._matching import Match
 
@@ -32,6 +34,9 @@ Depth = Literal["bytes", "model", "runtime"]
 
 #: Windows of held-out text by default, and for a quick look; tokens of each.
 WINDOWS, QUICK_WINDOWS, WINDOW_LENGTH, QUICK_LENGTH = 32, 8, 512, 256
+
+#: Tokens of a sequence for which memory is predicted.
+CONTEXT = 4096
 
 #: Why predictions are unmeasured where nobody asked for them.
 _NOT_RUN = "depth bytes runs no model"
@@ -45,6 +50,7 @@ class Request:
     text: held-out text: ``builtin``, which qconv never calibrates on, or files
     calibrated_on: a file of ``qconv calibrate`` that the windows must share nothing with
     gates: limits by name, see ``qconv validate --help``
+    context: tokens of a sequence, for which memory on the device is predicted
     """
 
     artifacts: Sequence[Path]
@@ -59,6 +65,7 @@ class Request:
     dtype: str = "auto"
     max_ram: int | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
+    context: int = CONTEXT
     command: str = ""
 
 
@@ -164,6 +171,7 @@ class _Validating:
             blocks=made.blocks,
             logits=made.logits,
             runtimes=runtimes,
+            vram=self._vram(),
             faults=tuple(faults),
             status="unmeasured",
         )
@@ -192,6 +200,12 @@ class _Validating:
             status="fail",
         )
         return self._judged(result, "the artifact cannot be read")
+
+    def _vram(self) -> VramResult | None:
+        """Memory on the device, predicted; None for architectures of which that is not known."""
+        with contextlib.suppress(QconvError):
+            return predict_artifact(self.path, context=self.request.context)
+        return None
 
     def _tokenizer(self) -> tuple[str, ...]:
         faults = tokenizer_faults(self.path, self.source.model)
@@ -241,6 +255,7 @@ def _settings(request: Request, windows: _Windows) -> dict[str, object]:
         "device": request.device,
         "dtype": request.dtype,
         "gates": dict(request.gates),
+        "context": request.context,
     }
 
 
