@@ -59,6 +59,7 @@ __all__ = [
     "BlockRounder",
     "BlockStarted",
     "Calibrating",
+    "Check",
     "CheckSpec",
     "Comparing",
     "Consumer",
@@ -377,6 +378,24 @@ class GraphRunner(Protocol):
         ...
 
 
+class Check(Protocol):
+    """A check of the validator's: what it finds wrong with an artifact, beside its source."""
+
+    def faults(
+        self, model: ModelInfo, artifact: ArtifactReader, source: ArtifactReader
+    ) -> Iterable[str]:
+        """One sentence for each thing that is wrong; it names the tensor. Nothing: all is well.
+
+        Runs at every depth of ``qconv validate``. Tensors are read when asked for, whole.
+
+        model: the source without its weights
+        artifact: decoded, by the names the artifact has
+        source: what those tensors should be, by the same names: values of the source in the shape
+            and order of the artifact
+        """
+        ...
+
+
 # --- what a quantized source is -------------------------------------------------------------------
 
 
@@ -641,11 +660,11 @@ class SourceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSpec:
-    """A validator check a plugin offers."""
+    """A validator check a plugin offers; ``load`` returns its class, called with nothing."""
 
     name: str
     summary: str
-    load: Callable[[], Callable[..., Any]]
+    load: Callable[[], Callable[[], Check]]
     api_version: int
 
 

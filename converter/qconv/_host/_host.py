@@ -15,6 +15,7 @@ from qconv.plugin import (
     Backend,
     BackendSpec,
     BlockRounder,
+    Check,
     CheckSpec,
     Event,
     MethodSpec,
@@ -190,6 +191,10 @@ class Host:
         """A new instance of the source called ``name``; raises as :meth:`backend` does."""
         return cast("Source", self._load(self.source_spec(name), Source))
 
+    def check(self, name: str) -> Check:
+        """A new instance of the validator check called ``name``; raises as :meth:`backend` does."""
+        return cast("Check", self._load(self._find("check", name, self.checks), Check))
+
     def recognizing(self, model: ModelInfo) -> tuple[SourceSpec, ...]:
         """The sources that take ``model`` for one of their family.
 
@@ -289,7 +294,7 @@ class Host:
 
     def _load(
         self,
-        spec: MethodSpec | BackendSpec | SourceSpec,
+        spec: MethodSpec | BackendSpec | SourceSpec | CheckSpec,
         protocol: type[Any],
         options: Mapping[str, str] | None = None,
     ) -> object:

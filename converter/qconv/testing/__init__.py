@@ -8,10 +8,18 @@ says which rule of the plugin API is broken and where::
         check_rounder(MyRounder, [UniformGrid(bits=4, symmetric=True, group_size=32)])
 """
 
+from ._checks import check_validator_check
 from ._failed import ConformanceError
 from ._grids import check_grid
 from ._plugins import check_plugin
 from ._rounders import check_rounder
 from ._sources import check_source
 
-__all__ = ["ConformanceError", "check_grid", "check_plugin", "check_rounder", "check_source"]
+__all__ = [
+    "ConformanceError",
+    "check_grid",
+    "check_plugin",
+    "check_rounder",
+    "check_source",
+    "check_validator_check",
+]

@@ -26,5 +26,7 @@ def check_plugin(plugin: object) -> None:
             host.backend(backend.name)
         for source in host.sources:
             host.source(source.name)
+        for check in host.checks:
+            host.check(check.name)
     except BrokenPlugin as error:
         raise ConformanceError(str(error)) from error

@@ -130,6 +130,17 @@ def _far(error: float | None, limit: float | None) -> str:
     return f"relative error {error:.4g}, where its type allows {limit:.4g}"
 
 
+def expected_rows(
+    source: OpenedSource, job: Job, plan: TensorPlan, start: int, stop: int
+) -> torch.Tensor:
+    """Rows ``start:stop`` of an artifact's tensor as the source has them, (rows, columns)."""
+    import torch
+
+    rows = Rows(source=source, job=job, start=start, stop=stop).stored(plan)
+    order: Any = getattr(plan, "value_order", None)  # of vectors, which are one row to the host
+    return rows if order is None else rows[:, torch.tensor(list(order.index))]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reading:
     """Artifact and source while tensors are compared."""
@@ -217,11 +228,7 @@ class _Reading:
         return None if again.faults or again.relative_error > judge.limit else again
 
     def expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
-        import torch
-
-        rows = Rows(source=self.source, job=job, start=start, stop=stop).stored(plan)
-        order: Any = getattr(plan, "value_order", None)  # of vectors, which are one row to the host
-        return rows if order is None else rows[:, torch.tensor(list(order.index))]
+        return expected_rows(self.source, job, plan, start, stop)
 
     def _columns(self, job: Job, plan: TensorPlan) -> int:
         grid = self.match.grid(plan)

@@ -13,6 +13,7 @@ from qconv._version import __version__
 from qconv.errors import QconvError, UnreadableInput, Unsupported, UsageError
 from qconv.memory import predict_artifact
 from qconv.validation._bytes import BytesFound, check_bytes
+from qconv.validation._checks import plugin_faults
 from qconv.validation._files import digests_of, files_of, source_digest
 from qconv.validation._gates import check_names, grid_class, judge
 from qconv.validation._matching import match
@@ -154,6 +155,7 @@ class _Validating:
             return self._unreadable(digests, error)
         found = check_bytes(matched, self.source, progress=self.progress)
         faults = [*found.faults, *self._tokenizer()]
+        faults += plugin_faults(self.host, matched, self.source)
         made = ModelFound(reason=_NOT_RUN)
         runtimes: tuple[RuntimeResult, ...] = ()
         if self.request.depth != "bytes":
