@@ -11,7 +11,7 @@ from qconv.memory import VramResult
 from qconv.validation import ArtifactResult, LogitsResult, Spread, TensorResult, to_json, worst
 from qconv.validation._gates import check_names, grid_class, judge
 
-LARGE, SMALL = 7_000_000_000, 100_000_000
+LARGE, SMALL, TINY = 7_000_000_000, 500_000_000, 100_000_000
 
 
 def tensor(grid: str, bits: float, name: str = "model.layers.0.up.weight", rows: int = 64):
@@ -101,8 +101,17 @@ def test_within_the_limit_passes_beyond_it_warns_and_twice_beyond_it_fails():
     assert statuses(logits(0.0, ratio=1.09))["ppl"] == "fail"
 
 
-def test_small_models_may_diverge_more():
-    assert statuses(logits(0.11), weights=SMALL)["kl"] == "pass"
+def test_small_models_may_lose_more():
+    assert statuses(logits(0.12), weights=SMALL)["kl"] == "pass"
+    assert statuses(logits(0.13), weights=SMALL)["kl"] == "warn"
+    assert statuses(logits(0.48, top1=0.55, ratio=1.48), weights=TINY) == {
+        "weights": "pass",
+        "kl": "pass",
+        "kl_p99": "pass",
+        "top1": "pass",
+        "ppl": "pass",
+    }
+    assert statuses(logits(0.97), weights=TINY)["kl"] == "fail"
 
 
 def test_a_gate_asked_for_is_strict():

@@ -2,7 +2,7 @@
 
 The limits stand about twice above figures that are published for sound files of each class
 (llama.cpp's scoreboards, evaluations of compressed-tensors formats), so that a sound file passes
-and a broken one does not. Small models lose more on the same grid.
+and a broken one does not. Small models lose more on the same grid, very small ones much more.
 """
 
 from __future__ import annotations
@@ -49,8 +49,14 @@ CLASSES: Mapping[str, tuple[float, Limits]] = {
 #: A class is the coarsest that holds this share of the weights of the blocks.
 _SHARE = 0.25
 
-#: Models of fewer weights than this lose about twice as much (divergence) on the same grid.
-_SMALL, _SMALL_FACTOR = 1_000_000_000, 2.0
+#: How much more small models may lose, by weights of the model, fewest last: divergence, share of
+#: other likeliest tokens, growth of the perplexity. Below 1 B as published; below 0.3 B calibrated
+#: on SmolLM2-135M, rounded to nearest: of the limits of their classes, Q8_0 takes 0.6 of the
+#: divergence, Q6_K 3.6, Q5_K_M 3.9, Q4_K_M 5.8, Q3_K_M 6.7, Q2_K 4.1.
+_SMALL: tuple[tuple[int, Mapping[str, float]], ...] = (
+    (1_000_000_000, {"kl": 2.0, "kl_p99": 2.0, "top1": 1.5, "ppl": 2.0}),
+    (300_000_000, {"kl": 8.0, "kl_p99": 8.0, "top1": 4.5, "ppl": 12.0}),
+)
 
 #: Beyond its default limit a figure is a warning, beyond this many times as much it is a failure.
 _FAILS_AT = 2.0
@@ -168,6 +174,9 @@ def gate_meaning(name: str) -> str | None:
     return None if figure is None else figure.what
 
 
+#: Figures of a model that lost nothing, where that is not zero.
+_LOSSLESS = {"top1": 1.0, "ppl": 1.0}
+
 #: Those that model runs give, which have default limits by class.
 _PREDICTIONS = ("kl", "kl_p99", "top1", "ppl")
 
@@ -238,17 +247,14 @@ def judge(
     reason: why predictions are unmeasured, where they are
     predicts: the model has a head; without one no predictions are gated by default
     """
-    found = [_default(result, "weights", 1.0, "what rounding on the grid loses, 2.5 times over")]
-    small = weights < _SMALL
+    found = [_default(result, "weights", 1.0, "what rounding on the grid loses, 5 times over")]
     limits = CLASSES[result.grid_class][1]
     for name in _PREDICTIONS if predicts else ():
         limit = getattr(limits, name)
-        if limit is None:
-            continue
-        why = f"default for {result.grid_class}"
-        if small and name.startswith("kl"):
-            limit, why = limit * _SMALL_FACTOR, f"{why}, doubled below 1 B weights"
-        found.append(_default(result, name, limit, why, reason))
+        if limit is not None:
+            limit, why = _of_size(name, limit, weights)
+            why = f"default for {result.grid_class}{why}"
+            found.append(_default(result, name, limit, why, reason))
     for runtime in result.runtimes:
         why = "engines may round inputs, no more"
         found.append(_default(result, "engine", _ENGINE, why, runtime.reason or reason))
@@ -256,6 +262,17 @@ def judge(
     for name, limit in gates.items():
         named[name] = _asked(result, name, limit, reason)
     return tuple(named.values())
+
+
+def _of_size(name: str, limit: float, weights: int) -> tuple[float, str]:
+    """A limit for a model of so many weights, and what was done to it, in words."""
+    smaller = [(below, factors[name]) for below, factors in _SMALL if weights < below]
+    if not smaller:
+        return limit, ""
+    below, factor = smaller[-1]
+    lossless = _LOSSLESS.get(name, 0.0)
+    scaled = lossless + factor * (limit - lossless)
+    return max(0.0, scaled), f", {factor:g} times the loss below {below / 1e9:g} B weights"
 
 
 def _asked(result: ArtifactResult, name: str, limit: float, reason: str) -> GateResult:
@@ -302,8 +319,8 @@ def _status(name: str, value: float, limit: float) -> Status:
 
 def _beyond(name: str, limit: float) -> float:
     """Where a warning becomes a failure: twice as far from nothing lost."""
-    lossless = {"top1": 1.0, "ppl": 1.0}.get(name, 0.0)
-    return lossless + _FAILS_AT * (limit - lossless)
+    lossless = _LOSSLESS.get(name, 0.0)
+    return max(0.0, lossless + _FAILS_AT * (limit - lossless))
 
 
 def _holds(value: float, limit: float, relation: Relation) -> bool:
