@@ -123,6 +123,22 @@ def test_generation_is_greedy_and_bounded(
             llama.generate(ids, 64)
 
 
+def test_more_tokens_than_llama_cpp_computes_at_once_give_the_same_logits(
+    tmp_path: Path, write_gguf: Write, tokenizer_files: dict[str, bytes]
+) -> None:
+    folder = save_model(tmp_path / "tiny", llama_config(), tokenizer_files)
+    path, ids = write_gguf(folder, "f32"), IDS * 7
+    assert len(ids) > _llama_cpp._PORTION
+    with LlamaCpp(path, n_ctx=1024) as llama:
+        found = llama.logits(ids)
+        made = llama.generate(ids, 2)
+    with LlamaCpp(path, n_ctx=512) as llama:
+        first = llama.logits(ids[:512])
+    assert found.shape == (len(ids), 512)
+    assert divergence(first, found[:512]) < 1e-6
+    assert made[0] == int(found[-1].argmax())
+
+
 def test_text_comes_back_as_it_went_in(
     tmp_path: Path, write_gguf: Write, tokenizer_files: dict[str, bytes]
 ) -> None:
