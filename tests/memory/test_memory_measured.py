@@ -16,9 +16,9 @@ import qconv
 from qconv._host import load_plugins
 from qconv._sources import open_source
 from qconv.checkpoint import DecodedCheckpoint
-from qconv.errors import NotEnoughResources, UnreadableInput, Unsupported, UsageError
+from qconv.errors import BrokenPlugin, NotEnoughResources, UnreadableInput, Unsupported, UsageError
 from qconv.memory import Measurement, measure
-from qconv.memory._packed import packed_linears
+from qconv.memory._packed import _decoded, packed_linears
 from qconv.memory._peaks import ResidentPeak, nvml_used
 from qconv.model import open_model
 
@@ -185,3 +185,33 @@ def test_the_driver_is_asked_for_what_is_in_use(
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert nvml_used(1) == 1234 * MIB
     assert nvml_used(0) is None
+
+
+class Elsewhere:
+    """Stands for a tensor on a device that a source does not decode on."""
+
+    def __init__(self, kind: str) -> None:
+        self.device = torch.device(kind)
+
+    def cpu(self) -> Elsewhere:
+        return Elsewhere("cpu")
+
+    def to(self, device: torch.device) -> Elsewhere:
+        return Elsewhere(device.type)
+
+    def dequantize(self) -> Elsewhere:
+        return self
+
+
+class OnTheCpuOnly:
+    def from_parts(self, name: str, parts: dict[str, Elsewhere]) -> Elsewhere:
+        if any(part.device.type != "cpu" for part in parts.values()) or name == "broken":
+            raise BrokenPlugin(f"plugin author: decode() of tensor {name!r} failed")
+        return Elsewhere("cpu")
+
+
+def test_a_source_that_decodes_on_the_cpu_only_is_served_there() -> None:
+    weight: Any = _decoded(OnTheCpuOnly(), "w", {"part": Elsewhere("cuda")})  # type: ignore[arg-type]
+    assert weight.device.type == "cuda"
+    with pytest.raises(BrokenPlugin, match="decode"):
+        _decoded(OnTheCpuOnly(), "broken", {"part": Elsewhere("cpu")})  # type: ignore[arg-type]

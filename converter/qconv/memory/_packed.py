@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qconv.errors import BrokenPlugin
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,6 +34,23 @@ def packed_linears(
     return substitute
 
 
+def _decoded(
+    checkpoint: DecodedCheckpoint, name: str, parts: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The weight in float32, where its parts are.
+
+    A source that decodes on the CPU only gets copies there: what the device holds is the same.
+    """
+    try:
+        return checkpoint.from_parts(name, parts).dequantize()
+    except BrokenPlugin:
+        if all(value.device.type == "cpu" for value in parts.values()):
+            raise
+    device = next(iter(parts.values())).device
+    copies = {part: value.cpu() for part, value in parts.items()}
+    return checkpoint.from_parts(name, copies).dequantize().to(device)
+
+
 def _packed_linear() -> Any:  # noqa: ANN401 - torch is imported where it is used
     """The class, made when it is needed: its base is torch's."""
     import torch
@@ -49,9 +68,7 @@ def _packed_linear() -> Any:  # noqa: ANN401 - torch is imported where it is use
             self._checkpoint, self._name, self._parts, self._bias = checkpoint, name, parts, bias
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
-            held = self._checkpoint.from_parts(self._name, self._parts)
-            weight = held.dequantize().to(states.dtype)
-            del held
+            weight = _decoded(self._checkpoint, self._name, self._parts).to(states.dtype)
             return torch.nn.functional.linear(states, weight, self._bias)
 
     return PackedLinear

@@ -46,7 +46,7 @@ def _torch(asked: Mapping[str, Any]) -> dict[str, Any]:
 
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(mode=True)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
     cuda = asked["device"].startswith("cuda")
     return _on_cuda(asked) if cuda else _on_cpu(asked)
 

@@ -56,11 +56,11 @@ def _unpack_dense(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
     rows = words.shape[0]
     octets = -(-count // 8)
-    stream = torch.zeros((rows, octets * bits + 1), dtype=torch.uint8)
+    stream = torch.zeros((rows, octets * bits + 1), dtype=torch.uint8, device=words.device)
     # flat first: a single column may keep a stride that view refuses; little-endian machines only
     data = words.contiguous().view(-1).view(torch.uint8).view(rows, -1)[:, : octets * bits]
     stream[:, : data.shape[1]] = data
-    values = torch.empty((rows, octets, 8), dtype=torch.uint8)
+    values = torch.empty((rows, octets, 8), dtype=torch.uint8, device=words.device)
     mask = (1 << bits) - 1
     for place in range(8):
         byte, shift = divmod(place * bits, 8)
@@ -77,7 +77,7 @@ def _unpack_padded(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
     per_word = 32 // bits
     mask = (1 << bits) - 1
-    values = torch.empty((*words.shape, per_word), dtype=torch.uint8)
+    values = torch.empty((*words.shape, per_word), dtype=torch.uint8, device=words.device)
     for place in range(per_word):
         values[:, :, place] = ((words >> (place * bits)) & mask).to(torch.uint8)
     return values.view(words.shape[0], -1)[:, :count].contiguous()

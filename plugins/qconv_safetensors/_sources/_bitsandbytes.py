@@ -212,11 +212,12 @@ def _parameters(tensor: EncodedTensor, own: Mapping[str, torch.Tensor]) -> dict[
     return {
         "absmax": absmax,
         "nested_absmax": finite(tensor.name, own["weight.nested_absmax"]),
-        "nested_offset": torch.tensor([offset], dtype=torch.float32),
+        "nested_offset": torch.tensor([offset], dtype=torch.float32, device=absmax.device),
     }
 
 
 def _check_table(name: str, stored: torch.Tensor, table: torch.Tensor, error: float) -> None:
+    table = table.to(stored.device)
     if not bool(((stored - table).abs() <= error * table.abs()).all()):
         raise Unsupported(
             f"tensor {name!r}: its codes stand for other values than bitsandbytes' own, which is "

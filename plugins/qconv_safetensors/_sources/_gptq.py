@@ -129,7 +129,7 @@ def _check_order(tensor: EncodedTensor, order: torch.Tensor) -> None:
     import torch
 
     columns = tensor.shape[1]
-    wanted = torch.arange(columns) // tensor.grid.columns(columns)
+    wanted = torch.arange(columns, device=order.device) // tensor.grid.columns(columns)
     if not torch.equal(order.to(torch.int64), wanted):
         name = tensor.name.removesuffix("weight") + "g_idx"
         raise Unsupported(
