@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jsonschema
 
+from qconv.memory import Measurement, VramResult
+
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
@@ -59,3 +61,33 @@ def test_a_size_that_is_none_is_refused(qconv_cli, smollm2_wide):
     ran = qconv_cli("fit", str(smollm2_wide), "--vram", "much")
     assert ran.code == 2
     assert "--vram 'much' is not a size" in ran.err
+
+
+def test_what_was_measured_stands_beside_its_prediction(qconv_cli, smollm2_wide, monkeypatch):
+    mib = 2**20
+    result = VramResult(
+        low=100 * mib, high=200 * mib, context=64, batch=1, cache_type="f32", runtime="torch",
+        parts={"weights": 200 * mib}, measured=230 * mib, device="cpu", assumptions=("none",),
+    )  # fmt: skip
+    made = Measurement(result=result, by="process memory", figures={"device_context": 5 * mib})
+    monkeypatch.setattr("qconv.memory._fit.measure", lambda *_, **__: made)
+    ran = qconv_cli(
+        "fit", str(smollm2_wide), "--measure", "--device", "cpu", "--context", "64",
+        "--vram", "8GiB",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[-5:] == [
+        "measured on cpu in torch (process memory): 230 MiB",
+        "  device context: 5 MiB",
+        "predicted for this run: 100 MiB to 200 MiB",
+        "assumed: none",
+        "that is 30 MiB above the range",
+    ]
+    ran = qconv_cli("fit", str(smollm2_wide), "--measure", "--device", "cpu", "--vram", "700MiB")
+    assert ran.code == 5  # 230 MiB, but 188 are left of 700
+
+
+def test_a_device_without_a_size_is_refused(qconv_cli, smollm2_wide):
+    ran = qconv_cli("fit", str(smollm2_wide))
+    assert ran.code == 2
+    assert "give the bytes of memory that the device has (--vram 8GiB)" in ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hollow_gguf import attention_keys, attention_shapes, write_hollow
 from safetensors.torch import save_file
 
 import qconv
+from qconv._host import host_of
 from qconv.errors import UnreadableInput, UsageError
 from qconv.memory import (
     Setting,
@@ -23,6 +25,7 @@ from qconv.memory import (
     shape_of_config,
 )
 from qconv.memory._verdict import judge
+from qconv.plugin import BackendSpec, FormatSpec, hookimpl
 
 MIB, GIB = 2**20, 2**30
 
@@ -307,6 +310,32 @@ def test_a_graph_of_onnx_counts_all_its_files(tmp_path: Path) -> None:
         assert result.parts["weights"] == 6000
     with pytest.raises(UsageError, match="leave --to out"):
         qconv.fit(folder, GIB, to="gguf:q8_0")
+
+
+class Foreign:
+    """A plugin whose backend says of no format what loads it."""
+
+    @hookimpl
+    def qconv_backends(self) -> Iterator[BackendSpec]:
+        formats = (FormatSpec(name="x", summary="X"),)
+        yield BackendSpec(
+            name="foreign", summary="F", formats=formats, load=lambda: object, api_version=1
+        )
+
+
+def test_a_format_of_unknown_runtimes_says_so(
+    smollm2_wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = host_of(Foreign(), "foreign")
+    monkeypatch.setattr("qconv._host.load_plugins", lambda: host)
+    stored, foreign = qconv.fit(smollm2_wide, 8 * GIB).options
+    assert (stored.target, foreign.target, foreign.runtime) == (
+        "as stored",
+        "foreign:x",
+        "unknown",
+    )
+    assert foreign.reason is not None
+    assert "foreign:x: its backend names no runtime" in foreign.reason
 
 
 def test_a_runtime_that_does_not_load_a_target_is_refused(smollm2_wide: Path) -> None:

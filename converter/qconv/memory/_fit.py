@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qconv.errors import BrokenPlugin, QconvError, UsageError
+from qconv.errors import QconvError, UsageError
 from qconv.memory._json import verdict_json
 from qconv.memory._measure import Measurement, device_memory, measure
 from qconv.memory._planner import Planner
@@ -227,7 +227,7 @@ def _options(
     for backend in host.backends:
         for each in backend.formats:
             target = host.resolve_target(f"{backend.name}:{each.name}")
-            if not _suits(each.runtimes, asked):
+            if each.runtimes and not _suits(each.runtimes, asked):
                 continue
             progress(target.label)
             options.append(_tried(subject, planner, target, asked))
@@ -281,8 +281,8 @@ def _stored(subject: Subject, asked: Asked) -> Option:
 def _tried(subject: Subject, planner: Planner, target: Target, asked: Asked) -> Option:
     try:
         return _planned(subject, planner, target, asked)
-    except (QconvError, BrokenPlugin) as error:
-        runtime = _runtime(target.label, _runtimes(target), asked)
+    except QconvError as error:
+        runtime = asked.runtime or next(iter(_runtimes(target)), "unknown")
         return Option(target=target.label, runtime=runtime, reason=str(error))
 
 
