@@ -244,3 +244,10 @@ def test_blocks_that_do_not_divide_a_tokens_keys_are_refused() -> None:
     config = {**QWEN3_06B, "num_key_value_heads": 1, "head_dim": 80}
     with pytest.raises(UnsupportedGrid, match="80 keys or values .* its block of 32"):
         kept(config, 1024, cache_type="q8_0")
+
+
+def test_periods_of_no_layers_and_lists_that_are_none_are_refused() -> None:
+    with pytest.raises(UnreadableInput, match="'attn_layer_period' is 0, but counts layers"):
+        shape_of_config(written("jamba") | {"attn_layer_period": 0, "layer_types": None})
+    with pytest.raises(UnreadableInput, match="'attn_layer_indices' is 'all', but must list"):
+        shape_of_config({**QWEN3_06B, "model_type": "bamba", "attn_layer_indices": "all"})

@@ -46,7 +46,7 @@ def layer_kinds(text: TextConfig, count: int | None) -> list[str]:
         Unsupported: a kind, or how kinds are told, is not known.
     """
     config, family = text.values, text.family
-    written = _written(config, family, count)
+    written = _written(text, count)
     if written is None:
         return [_kind_of_all(config, family)] * (count or 0)
     if count is not None and len(written) != count:
@@ -57,7 +57,8 @@ def layer_kinds(text: TextConfig, count: int | None) -> list[str]:
     return [_known(kind, family) for kind in written]
 
 
-def _written(config: Mapping[str, Any], family: str, count: int | None) -> Sequence[str] | None:
+def _written(text: TextConfig, count: int | None) -> Sequence[str] | None:
+    config = text.values
     for key in ("layer_types", "layers_block_type"):
         if isinstance(config.get(key), Sequence) and config[key]:
             return [str(kind) for kind in config[key]]
@@ -70,24 +71,27 @@ def _written(config: Mapping[str, Any], family: str, count: int | None) -> Seque
         return [cycle[index % len(cycle)] for index in range(count)]
     if isinstance(config.get("attn_type_list"), Sequence):  # MiniMax: 1 attends, 0 is linear
         return ["attention" if each else "linear_attention" for each in config["attn_type_list"]]
-    return _by_rule(config, family, count)
+    return _by_rule(text, count)
 
 
-def _by_rule(config: Mapping[str, Any], family: str, count: int) -> Sequence[str] | None:
+def _by_rule(text: TextConfig, count: int) -> Sequence[str] | None:
     """Families that tell the attending layers by numbers."""
+    numbers, family = text.numbers, text.family
     attending: set[int] | None = None
     if family == "jamba":
-        period, offset = config.get("attn_layer_period", 8), config.get("attn_layer_offset", 4)
+        period = numbers.period("attn_layer_period", 8)
+        offset = numbers.find("attn_layer_offset")
+        offset = 4 if offset is None else offset
         attending = {n for n in range(count) if n % period == offset}
     elif family in ("bamba", "granitemoehybrid"):
-        attending = set(config.get("attn_layer_indices") or ())
-    elif family == "lfm2" and "full_attn_idxs" in config:
-        attending = set(config["full_attn_idxs"])
+        attending = numbers.indices("attn_layer_indices")
+    elif family == "lfm2" and "full_attn_idxs" in text.values:
+        attending = numbers.indices("full_attn_idxs")
     elif family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"):
-        every = config.get("full_attention_interval", 4)
+        every = numbers.period("full_attention_interval", 4)
         attending = {n for n in range(count) if (n + 1) % every == 0}
-    elif config.get("cross_attention_layers"):  # Mllama: those keep what an image gave, no text
-        crossing = set(config["cross_attention_layers"])
+    elif crossing := numbers.indices("cross_attention_layers"):
+        # Mllama: those keep what an image gave, no text
         return ["mlp" if n in crossing else "attention" for n in range(count)]
     if attending is None:
         return None

@@ -69,6 +69,34 @@ class Numbers:
                 return max(self.whole(name, each) for each in value)
         return self.find(*names)
 
+    def period(self, name: str, usual: int) -> int:
+        """A number from 1 up, ``usual`` where there is none.
+
+        Raises:
+            UnreadableInput: it is 0, or no number.
+        """
+        found = self.find(name)
+        if found == 0:
+            raise UnreadableInput(
+                f"{self._where}: {name!r} is 0, but counts layers; "
+                "get the file anew from the model's publisher"
+            )
+        return usual if found is None else found
+
+    def indices(self, name: str) -> set[int]:
+        """The layers that a list names; none where there is no list.
+
+        Raises:
+            UnreadableInput: it is no list of numbers.
+        """
+        value = self._values.get(name) or ()
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise UnreadableInput(
+                f"{self._where}: {name!r} is {value!r}, but must list layers; "
+                "get the file anew from the model's publisher"
+            )
+        return {self.whole(name, each) for each in value}
+
     def per_layer(self, layers: int, *names: str) -> list[int] | None:
         """One number per layer: written one by one, or once for all; None where there is none.
 
