@@ -18,6 +18,7 @@ from qconv._sources import open_source
 from qconv.checkpoint import DecodedCheckpoint
 from qconv.errors import BrokenPlugin, NotEnoughResources, UnreadableInput, Unsupported, UsageError
 from qconv.memory import Measurement, measure
+from qconv.memory._measure import device_memory
 from qconv.memory._packed import _decoded, packed_linears
 from qconv.memory._peaks import ResidentPeak, nvml_used
 from qconv.model import open_model
@@ -185,6 +186,15 @@ def test_the_driver_is_asked_for_what_is_in_use(
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert nvml_used(1) == 1234 * MIB
     assert nvml_used(0) is None
+
+
+def test_a_system_that_does_not_tell_its_memory_must_be_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert device_memory("cpu") > 2**30
+    monkeypatch.delattr("os.sysconf")
+    with pytest.raises(UsageError, match="give --vram"):
+        device_memory("cpu")
 
 
 class Elsewhere:

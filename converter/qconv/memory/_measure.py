@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qconv.errors
-from qconv.errors import NotEnoughResources, QconvError, Unsupported
+from qconv.errors import NotEnoughResources, QconvError, Unsupported, UsageError
 from qconv.memory._predict import make_setting, predict
 from qconv.memory._subject import open_subject
 from qconv.memory._weights import Weights
@@ -100,7 +100,8 @@ def device_memory(device: str) -> int:
     """Bytes that a device has: a GPU's own, or the machine's.
 
     Raises:
-        UsageError, NotEnoughResources: no such device.
+        UsageError: no such device, or a system that does not say.
+        NotEnoughResources: the device is absent.
     """
     from qconv.model import resolve_device
 
@@ -109,6 +110,8 @@ def device_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(place).total_memory)
+    if not hasattr(os, "sysconf"):
+        raise UsageError("this system does not say how much memory it has; give --vram, e.g. 16GiB")
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
