@@ -20,7 +20,7 @@ from qconv.errors import BrokenPlugin, NotEnoughResources, UnreadableInput, Unsu
 from qconv.memory import Measurement, measure
 from qconv.memory._measure import device_memory
 from qconv.memory._packed import _decoded, packed_linears
-from qconv.memory._peaks import ResidentPeak, nvml_used
+from qconv.memory._peaks import device_peak, nvml_used, resident_peak
 from qconv.model import open_model
 
 MIB = 2**20
@@ -127,12 +127,62 @@ def test_a_process_that_is_ended_is_told_of(tiny: Path, monkeypatch: pytest.Monk
         measure(tiny / "llama", context=16)
 
 
-def test_an_engine_is_measured_on_the_cpu_only(tmp_path: Path) -> None:
+@pytest.fixture
+def small_gguf(tmp_path: Path) -> Path:
     sizes = {"layers": 1, "hidden": 64, "inner": 64, "heads": 2, "kv_heads": 2}
     shapes = attention_shapes(**sizes, width=32, vocab=100)
-    path = write_hollow(tmp_path / "m.gguf", "llama", attention_keys(**sizes), shapes)
-    with pytest.raises(Unsupported, match="one sequence at a time"):
-        measure(path, context=16, batch=2)
+    return write_hollow(tmp_path / "m.gguf", "llama", attention_keys(**sizes), shapes)
+
+
+def test_an_engine_is_run_one_sequence_at_a_time(small_gguf: Path) -> None:
+    with pytest.raises(Unsupported, match="one sequence at a time, not 2"):
+        measure(small_gguf, context=16, batch=2)
+
+
+def driver(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a driver's tool in the path, which says what ``script`` does."""
+    if sys.platform == "win32":
+        pytest.skip("a shell script")
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+
+
+def test_an_engine_on_a_device_is_measured_by_the_driver(
+    small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    monkeypatch.setattr("qconv.model.resolve_device", torch.device)
+    first, later = tmp_path / "first", tmp_path / "later"
+    driver(
+        tmp_path,
+        f"if [ -e {later} ]; then echo 700; else echo 100; fi\n"
+        f"if [ -e {first} ]; then : > {later}; fi; : > {first}",
+        monkeypatch,
+    )
+    made = measure(small_gguf, context=16, device="cuda:0")
+    assert made.result.measured == 600 * MIB
+    assert made.by.startswith("the driver, while llama.cpp")
+    assert made.result.parts["device_context"] > 0
+
+
+def test_an_engine_that_does_not_use_the_device_is_told_of(
+    small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    monkeypatch.setattr("qconv.model.resolve_device", torch.device)
+    driver(tmp_path, "echo 100", monkeypatch)
+    with pytest.raises(Unsupported, match="this build of llama.cpp computes on the CPU"):
+        measure(small_gguf, context=16, device="cuda:0")
+
+
+def test_without_the_drivers_tool_an_engine_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NotEnoughResources, match="nvidia-smi does not say"):
+        device_peak(0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -164,7 +214,7 @@ def test_fit_measures_what_is_on_disk(tiny: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_peak_is_seen_though_it_is_gone() -> None:
-    with ResidentPeak(mapped=False) as peak:
+    with resident_peak(mapped=False) as peak:
         torch.ones(16 * MIB)  # 64 MiB
     assert 60 * MIB < peak.nbytes < 120 * MIB
 
@@ -178,12 +228,7 @@ def test_without_a_driver_nothing_is_said_of_devices(monkeypatch: pytest.MonkeyP
 def test_the_driver_is_asked_for_what_is_in_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\n[ "$1" = --id=1 ] && echo 1234\n')
-    tool.chmod(0o755)
-    if sys.platform == "win32":
-        pytest.skip("a shell script")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    driver(tmp_path, '[ "$1" = --id=1 ] && echo 1234', monkeypatch)
     assert nvml_used(1) == 1234 * MIB
     assert nvml_used(0) is None
 

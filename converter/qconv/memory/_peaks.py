@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from qconv.errors import NotEnoughResources
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: Seconds between two looks: short beside what reading or multiplying a weight takes.
 _INTERVAL = 0.002
+
+#: The driver's tool takes about so long itself.
+_DEVICE_INTERVAL = 0.05
 
 _STATUS = Path("/proc/self/status")
 
@@ -41,14 +47,15 @@ def _highest_resident() -> int:
     return highest if sys.platform == "darwin" else 1024 * highest
 
 
-class ResidentPeak:
-    """The highest :func:`resident` within a ``with``, less that at its start; a thread looks.
+class Peak:
+    """The highest figure within a ``with``, less that at its start; a thread looks.
 
-    mapped: pages of files count as well, as for engines that map their weights
+    figure: gives bytes
+    interval: seconds between two looks
     """
 
-    def __init__(self, *, mapped: bool) -> None:
-        self._mapped, self._over = mapped, threading.Event()
+    def __init__(self, figure: Callable[[], int], interval: float) -> None:
+        self._figure, self._interval, self._over = figure, interval, threading.Event()
         self._start = self._highest = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -58,7 +65,7 @@ class ResidentPeak:
         return self._highest - self._start
 
     def __enter__(self) -> Self:
-        self._start = self._highest = resident(mapped=self._mapped)
+        self._start = self._highest = self._figure()
         self._thread.start()
         return self
 
@@ -73,11 +80,30 @@ class ResidentPeak:
         self._look()
 
     def _watch(self) -> None:
-        while not self._over.wait(_INTERVAL):
+        while not self._over.wait(self._interval):
             self._look()
 
     def _look(self) -> None:
-        self._highest = max(self._highest, resident(mapped=self._mapped))
+        self._highest = max(self._highest, self._figure())
+
+
+def resident_peak(*, mapped: bool) -> Peak:
+    """Of this process' memory. mapped: pages of files count, as for engines that map weights."""
+    return Peak(lambda: resident(mapped=mapped), _INTERVAL)
+
+
+def device_peak(index: int) -> Peak:
+    """Of an NVIDIA device, by whomever: for engines whose allocations nobody else sees.
+
+    Raises:
+        NotEnoughResources: its driver does not say.
+    """
+    if nvml_used(index) is None:
+        raise NotEnoughResources(
+            f"device {index}: nvidia-smi does not say what is in use on it; install the driver's "
+            "tools, or measure on the CPU"
+        )
+    return Peak(lambda: nvml_used(index) or 0, _DEVICE_INTERVAL)
 
 
 def nvml_used(index: int) -> int | None:

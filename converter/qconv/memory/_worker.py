@@ -52,10 +52,10 @@ def _torch(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_cpu(asked: Mapping[str, Any]) -> dict[str, Any]:
-    from qconv.memory._peaks import ResidentPeak
+    from qconv.memory._peaks import resident_peak
 
     _warm_up(asked)
-    with ResidentPeak(mapped=False) as peak:
+    with resident_peak(mapped=False) as peak:
         _run_torch(asked)
     return {"measured": peak.nbytes, "by": "process memory", "parts": {}}
 
@@ -167,16 +167,21 @@ _FEW = 8
 def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The engine of the artifact's backend, which maps its weights: mapped pages count.
 
-    It is loaded once before: its libraries are no part of the model.
+    It is loaded once before: its libraries are no part of the model. On a device the driver is
+    asked; what CUDA needs itself counts there, as it does in the prediction.
     """
     from qconv._host import load_plugins
-    from qconv.memory._peaks import ResidentPeak
+    from qconv.memory._peaks import device_peak, resident_peak
 
     host = load_plugins()
-    path = Path(asked["path"])
-    _logits(host, path, min(_FEW, asked["context"]), asked["vocab"])
-    with ResidentPeak(mapped=True) as peak:
-        by = _logits(host, path, asked["context"], asked["vocab"])
+    path, vocab = Path(asked["path"]), asked["vocab"]
+    if asked["device"] != "cpu":
+        with device_peak(int(asked["device"].partition(":")[2] or 0)) as device:
+            by = _logits(host, path, asked["context"], vocab)
+        return {"measured": device.nbytes, "by": f"the driver, while {by} ran", "parts": {}}
+    _logits(host, path, min(_FEW, asked["context"]), vocab)
+    with resident_peak(mapped=True) as peak:
+        by = _logits(host, path, asked["context"], vocab)
     return {"measured": peak.nbytes, "by": f"process memory of {by}", "parts": {}}
 
 
