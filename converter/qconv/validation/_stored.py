@@ -70,11 +70,18 @@ class StoredReader:
 
 
 def open_stored(path: Path, host: Host) -> StoredReader | None:
-    """Open an artifact that is a checkpoint the host reads; None for what is none."""
+    """Open an artifact that is a checkpoint the host reads; None for what is none.
+
+    A graph is none here: the host knows its initializers, not what they stand for.
+    """
     try:
-        return StoredReader(open_source(path, host))
+        opened = open_source(path, host)
     except QconvError:
         return None  # its backend's own reader says what is wrong, if anything is
+    if opened.model.kind == "onnx":
+        opened.close()
+        return None
+    return StoredReader(opened)
 
 
 def cost(reader: ArtifactReader, name: str, values: int) -> int:
