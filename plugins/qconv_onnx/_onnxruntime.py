@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
 
+from ._session import open_session
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -31,7 +33,7 @@ class OnnxRuntime:
         Raises:
             BrokenPlugin: onnxruntime or transformers is not installed.
             UnreadableInput: onnxruntime refuses the graph, or the tokenizer is missing.
-            Unsupported: the graph is no decoder's.
+            Unsupported: the graph is no decoder's, or onnxruntime is too old for it.
         """
         self._folder = path if path.is_dir() else path.parent
         self._context = context
@@ -44,19 +46,16 @@ class OnnxRuntime:
                 "pip install 'qconv[onnx]'"
             ) from error
         self._version = str(onnxruntime.__version__)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only
+        self._session: Any = open_session(self._folder / _GRAPH)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 self._folder, trust_remote_code=False, local_files_only=True
             )
-            self._session: Any = onnxruntime.InferenceSession(
-                self._folder / _GRAPH, options, providers=["CPUExecutionProvider"]
-            )
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             raise UnreadableInput(
-                f"{self._folder}: onnxruntime {self._version} refuses it: {said}; write it again"
+                f"{self._folder}: transformers cannot read its tokenizer: {said}; put the files of "
+                "the model's tokenizer beside the graph"
             ) from error
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         self._outputs = [each.name for each in self._session.get_outputs()]
