@@ -72,7 +72,7 @@ class StoredReader:
 def open_stored(path: Path, host: Host) -> StoredReader | None:
     """Open an artifact that is a checkpoint the host reads; None for what is none.
 
-    A graph is none here: the host knows its initializers, not what they stand for.
+    Of a graph the host knows where initializers lie, and not what operators make of them.
     """
     try:
         opened = open_source(path, host)
