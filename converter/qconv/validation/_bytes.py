@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from qconv.conversion._ahead import torch_threads
 from qconv.conversion._work import Rows
 from qconv.errors import QconvError
 from qconv.planning import matrix_shape
@@ -77,17 +78,19 @@ def check_bytes(
     jobs = [(job, plan) for job, plan in match.jobs() if plan.name in there]
     chosen = chosen_tensors([plan.name for _, plan in jobs], match.reader, budget)
     total = sum(there[name].numel for name in chosen)
-    results, done = [], 0
-    for job, plan in jobs:
-        if plan.name not in chosen:
-            results.append(replace(_described(match, plan), sampled=0.0))
-            continue
+    results: list[TensorResult] = []
+    done = 0
+    with torch_threads(1):  # slabs are small: threads would wait for one another more than work
+        for job, plan in jobs:
+            if plan.name not in chosen:
+                results.append(replace(_described(match, plan), sampled=0.0))
+                continue
             # every slab of a transposed source reads all of it
-        runs = whole(job.rows) if plan.arrangement == "transposed" else chosen[plan.name]
-        results.append(reading.checked(job, plan, runs))
-        done += there[plan.name].numel
-        progress(plan.name, done, total)
-    results = [reading.settled(each, jobs) for each in results]
+            runs = whole(job.rows) if plan.arrangement == "transposed" else chosen[plan.name]
+            results.append(reading.checked(job, plan, runs))
+            done += there[plan.name].numel
+            progress(plan.name, done, total)
+        results = [reading.settled(each, jobs) for each in results]
     return BytesFound(tensors=tuple(results), faults=tuple(_unaccounted(match)))
 
 
