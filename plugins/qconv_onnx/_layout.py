@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qconv.plugin import FilePlan, Layout, Place
 
 from ._export import DATA_FILE
+from ._names import Names
 from ._operators import Rewriter, Stored
 from ._places import find_places
 
@@ -104,16 +105,16 @@ def _graph(
     import onnx_ir as ir
 
     model = ir.from_proto(onnx.load_model_from_string(exported.graph))
-    known = model.graph.initializers
+    known, names = model.graph.initializers, Names(model)
     parts: dict[str, list[onnx_ir.Value]] = {}
     for tensor, stored in placed:
         if tensor.operator is None:
-            known[tensor.name].const_value = _external(stored[0])
+            known[tensor.name].const_value = _external(stored[0], tensor.name)
             continue
-        parts[tensor.name] = [_value(each) for each in stored]
+        parts[tensor.name] = [_value(each, names.fresh(each.name)) for each in stored]
         for value in parts[tensor.name]:
             known.add(value)
-    rewriter = Rewriter(model)
+    rewriter = Rewriter(model, names)
     places = find_places(model)
     for tensor, _ in placed:
         if tensor.name in parts:
@@ -137,7 +138,7 @@ def _stored(scheme: Scheme, tensor: PlannedTensor, parts: Sequence[onnx_ir.Value
     )
 
 
-def _external(placed: _Placed) -> onnx_ir.ExternalTensor:
+def _external(placed: _Placed, name: str) -> onnx_ir.ExternalTensor:
     import onnx_ir as ir
 
     return ir.ExternalTensor(
@@ -146,16 +147,16 @@ def _external(placed: _Placed) -> onnx_ir.ExternalTensor:
         placed.part.nbytes,
         ir.DataType[placed.part.type],
         shape=ir.Shape(placed.part.shape),
-        name=placed.name,
+        name=name,
     )
 
 
-def _value(placed: _Placed) -> onnx_ir.Value:
+def _value(placed: _Placed, name: str) -> onnx_ir.Value:
     import onnx_ir as ir
 
-    tensor = _external(placed)
+    tensor = _external(placed, name)
     return ir.Value(
-        name=placed.name,
+        name=name,
         shape=tensor.shape,
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,

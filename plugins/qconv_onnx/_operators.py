@@ -24,6 +24,7 @@ from ._places import Convolution, Lookup
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ._names import Names
     from ._options import Operator
     from ._places import Place
 
@@ -57,9 +58,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Rewriter:
-    """Replaces products and lookups in a graph."""
+    """Replaces products and lookups in a graph.
+
+    names: of the model, from which new ones are taken
+    """
 
     model: ir.Model
+    names: Names
+    _constants: dict[str, ir.Value] = field(default_factory=dict)
     _inputs: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def replace(self, stored: Stored, places: Sequence[Place]) -> None:
@@ -99,18 +105,18 @@ class Rewriter:
         if place.bias is None:
             return multiply[stored.operator](stored, place.x, out)
         nodes = multiply[stored.operator](stored, place.x, f"{out}_without_bias")
-        return [*nodes, _node("Add", [nodes[-1].outputs[0], place.bias], out)]
+        return [*nodes, self._node("Add", [nodes[-1].outputs[0], place.bias], out)]
 
     def _convolution(self, stored: Stored, old: ir.Node, out: str) -> list[ir.Node]:
         codes, scale = stored.parts
-        decoded = _node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 0})
+        decoded = self._node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 0})
         x, _, *bias = old.inputs
         attributes = {name: attribute.value for name, attribute in old.attributes.items()}
-        return [decoded, _node("Conv", [x, decoded.outputs[0], *bias], out, attributes)]
+        return [decoded, self._node("Conv", [x, decoded.outputs[0], *bias], out, attributes)]
 
     def _channel(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
-        decoded = _node("DequantizeLinear", stored.parts, f"{out}_weight", {"axis": 1})
-        return [decoded, _node("MatMul", [x, decoded.outputs[0]], out)]
+        decoded = self._node("DequantizeLinear", stored.parts, f"{out}_weight", {"axis": 1})
+        return [decoded, self._node("MatMul", [x, decoded.outputs[0]], out)]
 
     def _nbits(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         self.model.graph.opset_imports[_MICROSOFT] = 1
@@ -121,7 +127,7 @@ class Rewriter:
             "block_size": stored.block,
             "accuracy_level": stored.accuracy_level,
         }
-        return [_node("MatMulNBits", [x, *stored.parts], out, attributes, domain=_MICROSOFT)]
+        return [self._node("MatMulNBits", [x, *stored.parts], out, attributes, domain=_MICROSOFT)]
 
     def _rows(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         """Rows as blocks, (..., blocks, block), since MatMulNBits has the codes so."""
@@ -132,7 +138,9 @@ class Rewriter:
         blocks = columns // stored.block
         each = self._constant(f"{stored.name}_blocks", [rows, blocks, 1], ir.DataType.INT64)
         codes, *parameters = stored.parts
-        nodes = [_node("Reshape", [part, each], f"{part.name}_of_blocks") for part in parameters]
+        nodes = [
+            self._node("Reshape", [part, each], f"{part.name}_of_blocks") for part in parameters
+        ]
         scale, *zero = (node.outputs[0] for node in nodes)
         attributes = {
             "bits": stored.bits,
@@ -140,7 +148,7 @@ class Rewriter:
             "gather_axis": 0,
             "quantize_axis": 2,
         }
-        taken = _node(
+        taken = self._node(
             "GatherBlockQuantized",
             [codes, x, scale, *zero],
             f"{out}_of_blocks",
@@ -151,32 +159,37 @@ class Rewriter:
         whole = self._constant(
             f"qconv_rows_of_{columns}_{dimensions}", [0] * dimensions + [columns], ir.DataType.INT64
         )
-        return [*nodes, taken, _node("Reshape", [taken.outputs[0], whole], out)]
+        return [*nodes, taken, self._node("Reshape", [taken.outputs[0], whole], out)]
 
     def _taken(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         import onnx_ir as ir
 
         codes, scale = stored.parts
         to_float = {"to": ir.DataType.FLOAT.value}
-        taken = _node("Gather", [codes, x], f"{out}_codes", {"axis": 0})
-        floats = _node("Cast", [taken.outputs[0]], f"{out}_floats", to_float)
-        scales = _node("Gather", [scale, x], f"{out}_scale", {"axis": 0})
-        return [taken, floats, scales, _node("Mul", [floats.outputs[0], scales.outputs[0]], out)]
+        taken = self._node("Gather", [codes, x], f"{out}_codes", {"axis": 0})
+        floats = self._node("Cast", [taken.outputs[0]], f"{out}_floats", to_float)
+        scales = self._node("Gather", [scale, x], f"{out}_scale", {"axis": 0})
+        return [
+            taken,
+            floats,
+            scales,
+            self._node("Mul", [floats.outputs[0], scales.outputs[0]], out),
+        ]
 
     def _blocked(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         attributes = {"axis": 0, "block_size": stored.block}
-        decoded = _node("DequantizeLinear", stored.parts, f"{out}_weight", attributes)
-        return [decoded, _node("MatMul", [x, decoded.outputs[0]], out)]
+        decoded = self._node("DequantizeLinear", stored.parts, f"{out}_weight", attributes)
+        return [decoded, self._node("MatMul", [x, decoded.outputs[0]], out)]
 
     def _static(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         import onnx_ir as ir
 
         codes, scale, step = stored.parts
         middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        rounded = _node("QuantizeLinear", [x, step, middle], f"{out}_input_codes")
-        floats = _node("DequantizeLinear", [rounded.outputs[0], step, middle], f"{out}_input")
-        decoded = _node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 1})
-        product = _node("MatMul", [floats.outputs[0], decoded.outputs[0]], out)
+        rounded = self._node("QuantizeLinear", [x, step, middle], f"{out}_input_codes")
+        floats = self._node("DequantizeLinear", [rounded.outputs[0], step, middle], f"{out}_input")
+        decoded = self._node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 1})
+        product = self._node("MatMul", [floats.outputs[0], decoded.outputs[0]], out)
         return [rounded, floats, decoded, product]
 
     def _integer(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
@@ -189,13 +202,13 @@ class Rewriter:
         self.model.graph.opset_imports[_MICROSOFT] = 1
         one = self._constant("qconv_1", 1.0, ir.DataType.FLOAT)
         middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        product = _node(
+        product = self._node(
             "MatMulIntegerToFloat",
             [codes, weight, one, weight_scale, middle],
             f"{out}_by_row",
             domain=_MICROSOFT,
         )
-        return [product, _node("Mul", [product.outputs[0], scale], out)]
+        return [product, self._node("Mul", [product.outputs[0], scale], out)]
 
     def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Codes and scales of an input, by token: before all products that may share them."""
@@ -204,7 +217,7 @@ class Rewriter:
         nodes: list[ir.Node] = []
 
         def add(operator: str, inputs: list[Any], what: str, **attributes: int) -> ir.Value:
-            nodes.append(_node(operator, inputs, f"{x.name}_{what}", attributes))
+            nodes.append(self._node(operator, inputs, f"{x.name}_{what}", attributes))
             return nodes[-1].outputs[0]
 
         number = ir.DataType.FLOAT
@@ -222,14 +235,14 @@ class Rewriter:
         """The largest magnitude of each token; before opset 18 its axis is an attribute."""
         import onnx_ir as ir
 
-        nodes.append(_node("Abs", [x], f"{x.name}_abs"))
+        nodes.append(self._node("Abs", [x], f"{x.name}_abs"))
         inputs = [nodes[-1].outputs[0]]
         attributes: dict[str, Any] = {"keepdims": 1}
         if (self.model.graph.opset_imports.get("") or 0) >= _AXES_AS_INPUT:
             inputs.append(self._constant("qconv_last_axis", [-1], ir.DataType.INT64))
         else:
             attributes["axes"] = [-1]
-        nodes.append(_node("ReduceMax", inputs, f"{x.name}_abs_max", attributes))
+        nodes.append(self._node("ReduceMax", inputs, f"{x.name}_abs_max", attributes))
         return nodes[-1].outputs[0]
 
     def _insert_after(self, x: ir.Value, nodes: list[ir.Node]) -> None:
@@ -243,31 +256,36 @@ class Rewriter:
         import numpy as np
         import onnx_ir as ir
 
-        known = self.model.graph.initializers
-        if name not in known:
-            tensor = ir.tensor(np.array(value, kind.numpy()), name=name)
-            shape = ir.Shape(tensor.shape.numpy())
-            known.add(
-                ir.Value(name=name, shape=shape, type=ir.TensorType(kind), const_value=tensor)
+        if name not in self._constants:
+            tensor = ir.tensor(np.array(value, kind.numpy()), name=self.names.fresh(name))
+            made = ir.Value(
+                name=tensor.name,
+                shape=ir.Shape(tensor.shape.numpy()),
+                type=ir.TensorType(kind),
+                const_value=tensor,
             )
-        return known[name]
+            self.model.graph.initializers.add(made)
+            self._constants[name] = made
+        return self._constants[name]
 
+    def _node(
+        self,
+        operator: str,
+        inputs: Sequence[Any],
+        output: str,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        domain: str = "",
+    ) -> ir.Node:
+        """A node whose output is called ``output``, or much like it where that name is taken."""
+        import onnx_ir as ir
 
-def _node(
-    operator: str,
-    inputs: Sequence[Any],
-    output: str,
-    attributes: Mapping[str, Any] | None = None,
-    *,
-    domain: str = "",
-) -> ir.Node:
-    import onnx_ir as ir
-
-    return ir.node(
-        operator,
-        inputs,
-        attributes=dict(attributes or {}),
-        domain=domain,
-        outputs=[ir.Value(name=output)],
-        name=f"node_{output}",
-    )
+        name = self.names.fresh(output)
+        return ir.node(
+            operator,
+            inputs,
+            attributes=dict(attributes or {}),
+            domain=domain,
+            outputs=[ir.Value(name=name)],
+            name=f"node_{name}",
+        )

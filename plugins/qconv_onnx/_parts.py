@@ -1,10 +1,11 @@
 """What a tensor becomes on disk: the initializers of the graph it is stored as.
 
 A quantized weight ``X`` becomes ``X_quantized``, ``X_scale`` and, unless its grid is symmetric,
-``X_zero_point``; a tensor left in float stays ``X``. Layouts: MatMulNBits has codes and parameters
-row by row, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md;
-DequantizeLinear before a MatMul, and MatMulIntegerToFloat, have the weight transposed: ``(in,
-out)``. A scale that its input is rounded on, known beforehand, is ``X_input_scale``.
+``X_zero_point``; a scale that its input is rounded on, known beforehand, is ``X_input_scale``.
+Where the graph has such a name already, a number follows it. A tensor left in float stays ``X``.
+Layouts: MatMulNBits has codes and parameters row by row,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md; DequantizeLinear before
+a MatMul, and MatMulIntegerToFloat, have the weight transposed: ``(in, out)``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ What a weight is follows from the operators that use it, as a runtime would see 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 _GRAPH = "model.onnx"
-_SUFFIX, _INPUT_SCALE = "_quantized", "_input_scale"
+
+#: Codes are called after the weight; a number follows where the source has that name itself.
+_CODES = re.compile(r"(?P<weight>.+)_quantized(?:_\d+)?", re.DOTALL)
 
 #: The checkpoint's names of types, by TensorProto.DataType.
 _TYPES = dict(
@@ -151,7 +154,8 @@ class OnnxReader:
         return self._weight(node, parts, None, (rows, columns), "kernel", bits=8, block=columns)
 
     def _is_codes(self, name: str) -> bool:
-        return name in self._stored and name.endswith(_SUFFIX)
+        integers = name in self._stored and _TYPES.get(self._stored[name].data_type) == "I8"
+        return integers and _CODES.fullmatch(name) is not None
 
     def _rows(self, node: onnx.NodeProto) -> _Weight:
         """A table of which rows are taken: their scales are, too, and multiplied with them."""
@@ -202,19 +206,21 @@ class OnnxReader:
         missing = [
             each for each in (codes, scale, zero) if each is not None and each not in self._stored
         ]
-        if missing or not codes.endswith(_SUFFIX):
+        named = _CODES.fullmatch(codes)
+        if missing or named is None:
             raise self._foreign(node, (missing or [codes])[0])
         nbytes = sum(self._nbytes(each) for each in (codes, scale, zero) if each)
         grid = f"{'int' if zero is None else 'uint'}{bits}_"
         grid += "channel" if kind in {"channel", "kernel"} else f"g{block}"
-        info = TensorInfo(name=codes.removesuffix(_SUFFIX), shape=shape, dtype=grid, nbytes=nbytes)
+        info = TensorInfo(name=named["weight"], shape=shape, dtype=grid, nbytes=nbytes)
         return _Weight(
             kind=kind, bits=bits, block=block, codes=codes, scale=scale, zero_point=zero, info=info
         )
 
     def _infos(self) -> dict[str, TensorInfo]:
         parts = {p for w in self._weights.values() for p in (w.codes, w.scale, w.zero_point)}
-        parts |= {w.info.name + _INPUT_SCALE for w in self._weights.values()}
+        nodes = (node for node in self._model.graph.node if node.op_type == "QuantizeLinear")
+        parts |= {name for node in nodes for name in node.input[1:2]}  # scales of inputs
         infos = [each.info for each in self._weights.values()]
         for name, tensor in self._stored.items():
             if name not in parts and _external(tensor):
