@@ -155,11 +155,23 @@ class Rewriter:
             attributes,
             domain=_MICROSOFT,
         )
-        dimensions = len(x.shape) if x.shape is not None else 2
-        whole = self._constant(
-            f"qconv_rows_of_{columns}_{dimensions}", [0] * dimensions + [columns], ir.DataType.INT64
-        )
-        return [*nodes, taken, self._node("Reshape", [taken.outputs[0], whole], out)]
+        nodes.append(taken)
+        whole = self._shape_of_rows(x, columns, nodes)
+        return [*nodes, self._node("Reshape", [taken.outputs[0], whole], out)]
+
+    def _shape_of_rows(self, x: ir.Value, columns: int, nodes: list[ir.Node]) -> ir.Value:
+        """What to reshape rows to: x's dimensions, of which 0 keeps one, and then the columns."""
+        import onnx_ir as ir
+
+        if x.shape is not None:
+            kept = [0] * len(x.shape)
+            name = f"qconv_rows_of_{columns}_{len(kept)}"
+            return self._constant(name, [*kept, columns], ir.DataType.INT64)
+        last = self._constant(f"qconv_rows_of_{columns}", [columns], ir.DataType.INT64)
+        nodes.append(self._node("Shape", [x], f"{x.name}_shape"))
+        parts = [nodes[-1].outputs[0], last]
+        nodes.append(self._node("Concat", parts, f"{x.name}_shape_of_rows", {"axis": 0}))
+        return nodes[-1].outputs[0]
 
     def _taken(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         import onnx_ir as ir

@@ -76,3 +76,24 @@ def test_rows_of_a_table_are_looked_up_as_decoded(tmp_path, target, storage):
     found = run(artifact / "model.onnx", x)
     assert _off(found, wanted) < (_ROUNDED if target == "w8a8" else _EXACT)
     assert 0.0005 < _off(wanted, run(model, x)) < 0.3
+
+
+@pytest.mark.parametrize("target", ["w8,accuracy_level=1", "w8a8"])
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_rows_have_the_shape_of_their_numbers(tmp_path, rank, target):
+    """Numbers come from a Cast, of whose result the graph does not say the shape."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=7),
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    weights = {"table": values(600, 64), "w": values(64, 96)}
+    sizes = [f"n{number}" for number in range(rank)]
+    model = graph(nodes, weights, {"x": sizes}, {"y": None})
+    artifact = _converted(save(model, tmp_path / "m"), target, tmp_path)
+    x = np.arange(2**rank, dtype=np.float32).reshape((2,) * rank)
+    wanted = run(decoded(model, artifact), x)
+    found = run(artifact / "model.onnx", x)
+    assert found.shape == wanted.shape == (*x.shape, 96)
+    assert _off(found, wanted) < (_ROUNDED if target == "w8a8" else _EXACT)
