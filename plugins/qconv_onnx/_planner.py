@@ -159,7 +159,7 @@ def _blocks(scheme: Scheme, *, bits: int, symmetric: bool) -> UniformGrid:
 
 
 def _check_names(scheme: Scheme, graph: Exported) -> None:
-    known = {part for name in graph.products for part in _parts_of(name)}
+    known = {part for name in graph.products for part in parts_of(name)}
     for name in sorted(scheme.sensitive - known):
         modules = sorted({_in_block(each).rpartition(".")[2] for each in graph.products} - {""})
         raise UsageError(
@@ -168,7 +168,7 @@ def _check_names(scheme: Scheme, graph: Exported) -> None:
         )
 
 
-def _parts_of(name: str) -> set[str]:
+def parts_of(name: str) -> set[str]:
     """What a weight's module may be called: ``mlp.down_proj``, or a part of that."""
     module = _in_block(name)
     return {module, *module.split(".")} - {""}
@@ -176,7 +176,7 @@ def _parts_of(name: str) -> set[str]:
 
 def _sensitive(request: PlanRequest, scheme: Scheme, name: str) -> str:
     """Why the input of a linear weight is not rounded; empty when it is."""
-    if scheme.sensitive & _parts_of(name):
+    if scheme.sensitive & parts_of(name):
         return "its input stays float as asked"
     error = (request.input_errors or {}).get(name, 0.0)
     if scheme.sensitive_above is None or error <= scheme.sensitive_above:

@@ -13,7 +13,7 @@ from qconv.errors import Unsupported, UsageError
 from qconv.plugin import TensorPlans
 
 from ._parts import CODES, SCALE, Part, quantized_parts
-from ._planner import PlannedTensor, activation_of
+from ._planner import PlannedTensor, activation_of, parts_of
 
 if TYPE_CHECKING:
     from qconv.grids import UniformGrid
@@ -62,10 +62,15 @@ _BLOCK = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Treatment:
-    """What is done to a weight, and why. fell: from the operator that the format names."""
+    """What is done to a weight, and why.
+
+    bits: of a code, where it is stored in blocks; else there are 8
+    fell: from the operator that the format names
+    """
 
     operator: Operator
     reason: str
+    bits: int = 8
     fell: bool = False
 
 
@@ -76,11 +81,12 @@ def plan_source(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> Ten
         UsageError: an option makes no sense for a graph that is kept.
         Unsupported: the graph's types or its opset do not do, or nothing is to be quantized.
     """
-    _refuse_options(request)
+    _refuse_options(request, graph)
+    _check_names(request, scheme, graph)
     tensors = []
     for name in graph.weights:
         info = request.model.tensors[name]
-        chosen = _treatment(scheme, graph, info)
+        chosen = _treatment(request, scheme, graph, info)
         if isinstance(chosen, str):
             tensors.append(_kept(info, chosen))
         else:
@@ -91,11 +97,23 @@ def plan_source(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> Ten
     return TensorPlans(tensors=tuple(tensors), dropped=graph.dropped)
 
 
-def _refuse_options(request: PlanRequest) -> None:
-    if "kv_cache" in request.options:
+def _refuse_options(request: PlanRequest, graph: SourceGraph) -> None:
+    name, options = request.model.name, request.options
+    if "kv_cache" in options:
         raise UsageError(
-            f"{request.model.name}: option 'kv_cache' means nothing for an .onnx source, whose "
+            f"{name}: option 'kv_cache' means nothing for an .onnx source, whose "
             "inputs and outputs stay as they are; leave it out"
+        )
+    for option in ("sensitive", "sensitive_above"):
+        if option in options and options.get("sensitive", "auto") == "auto":
+            raise UsageError(
+                f"{name}: {option}={options[option]}: of an .onnx source, what rounding inputs "
+                "does is not measured; name the weights, as in sensitive=down_proj, or leave it out"
+            )
+    if "head" in options and not graph.heads:
+        raise UsageError(
+            f"{name}: head={options['head']}: no MatMul or Gemm of the graph gives an output, "
+            "so it has no head; leave it out"
         )
     if request.format == "fp16":
         raise Unsupported(
@@ -104,7 +122,24 @@ def _refuse_options(request: PlanRequest) -> None:
         )
 
 
-def _treatment(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment | str:
+def _check_names(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> None:
+    known = {part for name in graph.products for part in _called(name)}
+    for name in sorted(scheme.sensitive - known):
+        some = ", ".join(sorted(graph.products)[:8])
+        raise UsageError(
+            f"{request.model.name}: sensitive={name}: no weight of a product is called so, nor a "
+            f"part of one; there are {len(graph.products)}, such as {some}"
+        )
+
+
+def _called(name: str) -> set[str]:
+    """What ``sensitive`` may call a weight: its name, or a part of that as in a checkpoint."""
+    return {name, *parts_of(name)}
+
+
+def _treatment(
+    request: PlanRequest, scheme: Scheme, graph: SourceGraph, info: TensorInfo
+) -> _Treatment | str:
     """What is done to a tensor; or why it stays as it is."""
     name = info.name
     if scheme.operator is None:
@@ -116,7 +151,8 @@ def _treatment(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatme
     if name in graph.kernels:
         return _Treatment(operator="conv", reason="the weight of a Conv, 8 bits by output channel")
     if name in graph.products:
-        return _factor(scheme, scheme.operator, graph, info)
+        asked = name in graph.heads and "head" in request.options
+        return (_head if asked else _factor)(scheme, scheme.operator, graph, info)
     return "not the weight of a MatMul, Gemm or Conv"
 
 
@@ -125,28 +161,54 @@ def _factor(scheme: Scheme, operator: Operator, graph: SourceGraph, info: Tensor
 
     operator: that of the format
     """
+    columns = _shape(graph, info)[1]
     if scheme.bits < _LEAST_OF_HEAD and info.name in graph.heads:
         return _Treatment(operator="channel", reason="gives an output, so not below 8 bits")
-    columns = _shape(graph, info)[1]
+    if scheme.sensitive & _called(info.name):
+        reason = "its input stays float as asked: 8 bits, weights only"
+        return _Treatment(operator="channel" if columns % _BLOCK else "nbits", reason=reason)
     if scheme.group_size is not None and columns % scheme.group_size:
-        reason = f"{columns} columns are no multiple of {scheme.group_size}: 8 bits by channel"
-        return _Treatment(operator="channel", reason=reason, fell=True)
-    return _Treatment(operator=operator, reason="the weight of a product")
+        return _by_channel(columns, scheme.group_size)
+    return _Treatment(operator=operator, reason="the weight of a product", bits=scheme.bits)
+
+
+def _head(
+    scheme: Scheme, operator: Operator, graph: SourceGraph, info: TensorInfo
+) -> _Treatment | str:
+    """A weight whose product is an output, of which it was said what to do with it."""
+    if scheme.head is None:
+        return "gives an output: float as asked"
+    if scheme.head >= _LEAST_OF_HEAD:
+        return _factor(scheme, operator, graph, info)
+    columns, block = _shape(graph, info)[1], scheme.group_size or _BLOCK
+    if columns % block:
+        return _by_channel(columns, block)
+    reason = f"gives an output: {scheme.head} bits as asked"
+    return _Treatment(operator="nbits", reason=reason, bits=scheme.head)
+
+
+def _by_channel(columns: int, block: int) -> _Treatment:
+    reason = f"{columns} columns are no multiple of {block}: 8 bits by channel"
+    return _Treatment(operator="channel", reason=reason, fell=True)
 
 
 def _table(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment | str:
-    """Rows are looked up at 8 bits: by row, or in the blocks that the format or a product has."""
+    """Rows are looked up at 8 bits: by row, or in the blocks that the format or a product has.
+
+    A table that is the head, too, has the head's bits.
+    """
     columns, block = info.shape[1], scheme.group_size or _BLOCK
     shared = info.name in graph.multiplied
     if info.numel < _TABLE:
         return "a small table stays float"
-    if scheme.embedding is None or (info.name in graph.heads and scheme.head is None):
+    bits = scheme.head if info.name in graph.heads else scheme.embedding
+    if scheme.embedding is None or bits is None:
         return "a table stays float here"
     if not shared and (scheme.group_size is None or columns % block):
         return _Treatment(operator="rows", reason="a table, 8 bits by row")
     if columns % block:
         return f"a table of {columns} columns, no multiple of {block}, stays float"
-    return _Treatment(operator="nbits", reason="a table, 8 bits in blocks")
+    return _Treatment(operator="nbits", reason=f"a table, {bits} bits in blocks", bits=bits)
 
 
 def _shape(graph: SourceGraph, info: TensorInfo) -> tuple[int, int]:
@@ -162,8 +224,9 @@ def _quantized(
     scheme: Scheme, graph: SourceGraph, info: TensorInfo, chosen: _Treatment
 ) -> PlannedTensor:
     operator, shape = chosen.operator, _shape(graph, info)
-    is_table = info.name in graph.lookups
-    grid = _grid(scheme, operator, bits=8 if is_table else scheme.bits)
+    # With zero-points of 4 bits, lookups and products would want them packed otherwise.
+    shared = info.name in graph.lookups and chosen.bits == 4
+    grid = _grid(scheme, operator, bits=chosen.bits, symmetric=shared)
     wanted = _grid(scheme, scheme.operator or operator, bits=scheme.bits)
     if operator in {"conv", "rows"}:
         parts = _row_parts(operator, info.shape)
@@ -186,13 +249,16 @@ def _quantized(
     )
 
 
-def _grid(scheme: Scheme, operator: Operator, *, bits: int) -> UniformGrid:
+def _grid(scheme: Scheme, operator: Operator, *, bits: int, symmetric: bool = False) -> UniformGrid:
+    """The grid of an operator. symmetric: in blocks, too, whatever the scheme says of these."""
     from qconv.grids import UniformGrid
 
     in_blocks = operator in {"nbits", "blocked"}
     return UniformGrid(
         bits=bits if in_blocks else 8,
-        symmetric=scheme.symmetric and scheme.group_size is not None if in_blocks else True,
+        symmetric=symmetric
+        or not in_blocks
+        or (scheme.symmetric and scheme.group_size is not None),
         group_size=(scheme.group_size or _BLOCK) if in_blocks else "channel",
         scale_dtype="float32",
         search=scheme.search,
