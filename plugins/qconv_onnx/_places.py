@@ -88,10 +88,14 @@ Place = Product | Lookup | Convolution
 
 
 def find_places(model: ir.Model) -> Mapping[str, tuple[Place, ...]]:
-    """All places where a weight is used, by its name; of weights that have other uses, none."""
+    """All places where a weight is used, by its name; of weights that have other uses, none.
+
+    Nor of those that are inputs, too, which callers may give other values.
+    """
     found: dict[str, tuple[Place, ...]] = {}
     for name, weight in model.graph.initializers.items():
-        if weight.is_graph_output() or len(sizes_of(weight)) < 2:
+        given = weight.is_graph_input() or weight.is_graph_output()
+        if given or len(sizes_of(weight)) < 2:
             continue
         places = [_place(weight, use.node) for use in weight.uses()]
         known = [each for each in places if each is not None]

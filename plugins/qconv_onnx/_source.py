@@ -31,6 +31,8 @@ _QUANTIZED = frozenset(
     }
 )
 
+#: The IR version from which on initializers need not be inputs.
+_INITIALIZERS_ALONE = 4
 
 #: What may come between a head's product and the output, and how much of it.
 _LAST, _NEAR = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"}), 4
@@ -40,6 +42,7 @@ _LAST, _NEAR = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "So
 class SourceGraph(Exported):
     """The graph of a source.
 
+    defaults: weights that are inputs, too, which callers may give other values
     kernels: weights that it convolves with, and does nothing else, and their sizes
     lookups: weights that it takes rows of
     multiplied: weights that it multiplies by, of these, too
@@ -48,6 +51,7 @@ class SourceGraph(Exported):
     is_decoder: it predicts tokens from keys and values of earlier ones
     """
 
+    defaults: frozenset[str]
     kernels: Mapping[str, tuple[int, ...]]
     lookups: frozenset[str]
     multiplied: frozenset[str]
@@ -77,6 +81,7 @@ def source_graph(info: ModelInfo) -> SourceGraph:
         dropped=tuple(_dropped(name) for name in info.tensors if name not in used),
         embedding=None,
         head=None,
+        defaults=frozenset(str(each.name) for each in model.graph.inputs) & used,
         **_roles(model),
         opset=model.graph.opset_imports.get("", 1),
         is_decoder=any(str(each.name).startswith("past_key_values") for each in model.graph.inputs),
@@ -187,16 +192,17 @@ def _hidden(model: onnx_ir.Model) -> Iterator[tuple[str, Any]]:
 
 
 def _split(model: onnx_ir.Model) -> tuple[set[str], list[str]]:
-    """Names of the initializers that are used, and of those that are not; none stays an input.
+    """Names of the initializers that are used, and of those that are not.
 
-    In graphs of IR version 3 and before, initializers are inputs, too, which callers may leave out.
+    In graphs before IR version 4 all initializers had to be inputs; since then those that are have
+    a value that callers may replace: https://github.com/onnx/onnx/blob/main/docs/IR.md.
     """
     graph = model.graph
     used, unused = set(), []
     for name, value in graph.initializers.items():
-        if value in graph.inputs:
+        if value.is_graph_input() and model.ir_version < _INITIALIZERS_ALONE:
             graph.inputs.remove(value)
-        if value.uses() or value.is_graph_output():
+        if value.uses() or value.is_graph_input() or value.is_graph_output():
             used.add(name)
         else:
             unused.append(name)

@@ -92,7 +92,7 @@ def plan_source(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> Ten
         else:
             tensors.append(_quantized(scheme, graph, info, chosen))
     if scheme.operator is not None:
-        _refuse_nothing(request, tensors)
+        _refuse_nothing(request, tensors, graph)
         _check_opset(request, tensors, graph.opset)
     return TensorPlans(tensors=tuple(tensors), dropped=graph.dropped)
 
@@ -144,8 +144,8 @@ def _treatment(
     name = info.name
     if scheme.operator is None:
         return "as it is in the source"
-    if info.dtype != "F32":
-        return f"{info.dtype}: only float32 is quantized"
+    if kept := _kept_for(graph, info):
+        return kept
     if name in graph.lookups:
         return _table(scheme, graph, info)
     if name in graph.kernels:
@@ -154,6 +154,13 @@ def _treatment(
         asked = name in graph.heads and "head" in request.options
         return (_head if asked else _factor)(scheme, scheme.operator, graph, info)
     return "not the weight of a MatMul, Gemm or Conv"
+
+
+def _kept_for(graph: SourceGraph, info: TensorInfo) -> str:
+    """Why a tensor cannot be quantized, whatever uses it; empty where it can."""
+    if info.name in graph.defaults:
+        return "an input, too, which callers may give other values"
+    return "" if info.dtype == "F32" else f"{info.dtype}: only float32 is quantized"
 
 
 def _factor(scheme: Scheme, operator: Operator, graph: SourceGraph, info: TensorInfo) -> _Treatment:
@@ -287,13 +294,20 @@ def _kept(info: TensorInfo, reason: str) -> PlannedTensor:
     )
 
 
-def _refuse_nothing(request: PlanRequest, tensors: list[PlannedTensor]) -> None:
-    if all(each.operator is None for each in tensors):
+def _refuse_nothing(request: PlanRequest, tensors: list[PlannedTensor], graph: SourceGraph) -> None:
+    if any(each.operator is not None for each in tensors):
+        return
+    if graph.defaults:
         raise Unsupported(
-            f"{request.model.name}: no MatMul, Gemm or Conv of the graph multiplies by a float32 "
-            f"initializer that nothing else uses, among {len(tensors)} of them, so there is "
-            "nothing to quantize; export the model in float32, with its weights as initializers"
+            f"{request.model.name}: {len(graph.defaults)} initializers are inputs, too, which "
+            "callers may give other values, so there is nothing to quantize; run python "
+            "-m onnxruntime.tools.remove_initializer_from_input --input IN.onnx --output OUT.onnx"
         )
+    raise Unsupported(
+        f"{request.model.name}: no MatMul, Gemm or Conv of the graph multiplies by a float32 "
+        f"initializer that nothing else uses, among {len(tensors)} of them, so there is "
+        "nothing to quantize; export the model in float32, with its weights as initializers"
+    )
 
 
 def _check_opset(request: PlanRequest, tensors: list[PlannedTensor], opset: int) -> None:
