@@ -37,6 +37,10 @@ _INITIALIZERS_ALONE = 4
 #: What may come between a head's product and the output, and how much of it.
 _LAST, _NEAR = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"}), 4
 
+#: What may come between an input and a lookup, and what inputs with positions are called.
+_RESHAPES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_POSITIONS = "position"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceGraph(Exported):
@@ -45,6 +49,7 @@ class SourceGraph(Exported):
     defaults: weights that are inputs, too, which callers may give other values
     kernels: weights that it convolves with, and does nothing else, and their sizes
     lookups: weights that it takes rows of
+    vocabularies: of these, those of which inputs choose the rows, as tokens do
     multiplied: weights that it multiplies by, of these, too
     heads: products that are outputs, but for a bias and the like
     opset: of the ONNX standard
@@ -54,6 +59,7 @@ class SourceGraph(Exported):
     defaults: frozenset[str]
     kernels: Mapping[str, tuple[int, ...]]
     lookups: frozenset[str]
+    vocabularies: frozenset[str]
     multiplied: frozenset[str]
     heads: frozenset[str]
     opset: int
@@ -105,6 +111,11 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
             if arrangement_of(places) == "flat"
         },
         "lookups": frozenset(name for name in found if Lookup in kinds[name]),
+        "vocabularies": frozenset(
+            name
+            for name, places in found.items()
+            if all(_is_chosen(each.x) for each in places if isinstance(each, Lookup))
+        ),
         "multiplied": frozenset(name for name in found if Product in kinds[name]),
         "heads": frozenset(
             name
@@ -112,6 +123,23 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
             if Product in kinds[name] and any(_is_head(place.out) for place in places)
         ),
     }
+
+
+def _is_chosen(rows: onnx_ir.Value) -> bool:
+    """The numbers of rows are an input as it is, or reshaped, and not positions.
+
+    Tables by position are no embeddings of what a model reads: often they are angles, which errors
+    of 8 bits add up in.
+    """
+    value: onnx_ir.Value | None = rows
+    for _ in range(_NEAR):
+        node = None if value is None else value.producer()
+        if node is None or node.op_type not in _RESHAPES:
+            break
+        value = node.inputs[0] if node.inputs else None
+    if value is None or not value.is_graph_input():
+        return False
+    return _POSITIONS not in str(value.name).lower()
 
 
 def _is_head(value: onnx_ir.Value) -> bool:

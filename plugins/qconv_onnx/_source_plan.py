@@ -208,6 +208,8 @@ def _table(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment |
     shared = info.name in graph.multiplied
     if info.numel < _TABLE:
         return "a small table stays float"
+    if not shared and info.name not in graph.vocabularies:
+        return "a table by positions or by what the graph computes stays float"
     bits = scheme.head if info.name in graph.heads else scheme.embedding
     if scheme.embedding is None or bits is None:
         return "a table stays float here"
