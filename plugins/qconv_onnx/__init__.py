@@ -76,7 +76,7 @@ def qconv_backends() -> Iterator[BackendSpec]:
             for name, summary in _FORMATS
         ),
         options=_OPTIONS,
-        reads=("safetensors", "gguf", "onnx"),
+        reads=("safetensors", "onnx"),
         recognizes=_recognizes,
         load=_load,
         api_version=1,

@@ -30,6 +30,8 @@ _QUANTIZED = frozenset(
         "QLinearMatMul",
     }
 )
+#: The two names of the domain of the ONNX standard.
+_STANDARD, _ALIAS = "", "ai.onnx"
 
 #: The IR version from which on initializers need not be inputs.
 _INITIALIZERS_ALONE = 4
@@ -75,6 +77,7 @@ def source_graph(info: ModelInfo) -> SourceGraph:
         Unsupported: it is quantized already, or holds weights that are no initializers.
     """
     model = _parsed(info)
+    _name_standard(model)
     _refuse_unsound(info, model)
     _refuse_quantized(info, model)
     _refuse_hidden_weights(info, model)
@@ -89,7 +92,7 @@ def source_graph(info: ModelInfo) -> SourceGraph:
         head=None,
         defaults=frozenset(str(each.name) for each in model.graph.inputs) & used,
         **_roles(model),
-        opset=model.graph.opset_imports.get("", 1),
+        opset=model.graph.opset_imports.get(_STANDARD, 1),
         is_decoder=any(str(each.name).startswith("past_key_values") for each in model.graph.inputs),
     )
 
@@ -170,6 +173,13 @@ def _parsed(info: ModelInfo) -> onnx_ir.Model:
         raise _unsound(info, error) from error
 
 
+def _name_standard(model: onnx_ir.Model) -> None:
+    """Call the domain of the ONNX standard by its shorter name, as onnx_ir has it in all nodes."""
+    imports = model.graph.opset_imports
+    if _ALIAS in imports:
+        imports.setdefault(_STANDARD, imports.pop(_ALIAS))
+
+
 def _refuse_unsound(info: ModelInfo, model: onnx_ir.Model) -> None:
     """Every value of the main graph must come from somewhere, every node must have an operator."""
     graph = model.graph
@@ -186,7 +196,7 @@ def _refuse_unsound(info: ModelInfo, model: onnx_ir.Model) -> None:
 
 
 def _refuse_quantized(info: ModelInfo, model: onnx_ir.Model) -> None:
-    found = [node for node in model.graph.all_nodes() if node.op_type in _QUANTIZED]
+    found = [node for node in _all_nodes(model) if node.op_type in _QUANTIZED]
     if found:
         raise Unsupported(
             f"{info.name}: the graph is quantized already ({len(found)} nodes such as "
@@ -209,14 +219,24 @@ def _refuse_hidden_weights(info: ModelInfo, model: onnx_ir.Model) -> None:
 
 def _hidden(model: onnx_ir.Model) -> Iterator[tuple[str, Any]]:
     """Tensors in nodes, and initializers of graphs within nodes."""
-    for node in model.graph.all_nodes():
+    for node in _all_nodes(model):
         for name, attribute in node.attributes.items():
-            value = attribute.value
-            if attribute.type.name == "TENSOR":
-                yield f"{node.name} {name}", value
-            elif attribute.type.name == "GRAPH" and hasattr(value, "initializers"):
-                for inner in value.initializers.values():
-                    yield str(inner.name), inner.const_value
+            kind, value = attribute.type.name, attribute.value
+            held = value if kind in {"TENSORS", "GRAPHS"} else [value]
+            if value is None:  # in a function: given where it is called
+                continue
+            if kind in {"TENSOR", "TENSORS"}:
+                yield from ((f"{node.name} {name}", each) for each in held)
+            if kind in {"GRAPH", "GRAPHS"}:
+                inner = [each for graph in held for each in graph.initializers.values()]
+                yield from ((str(each.name), each.const_value) for each in inner)
+
+
+def _all_nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
+    """Of the graph, of graphs within its nodes, and of functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def _split(model: onnx_ir.Model) -> tuple[set[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_sources import cnn, graph, mlp, run, save, values
 
 import qconv
@@ -121,6 +121,20 @@ def test_a_backend_that_does_not_read_graphs_says_who_does(tmp_path, target):
         qconv.plan(path, to=target)
 
 
+def test_a_gguf_is_no_graph(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tensor("output_norm.weight", values(64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    match = "onnx:w8 cannot be made from a source of kind 'gguf'; what can: "
+    with pytest.raises(Unsupported, match=match):
+        qconv.plan(tmp_path / "model.gguf", to="onnx:w8")
+
+
 def test_constants_of_inner_graphs_in_another_file_are_not_lost(tmp_path):
     constant = helper.make_tensor(
         "inner", TensorProto.FLOAT, [64, 64], values(64, 64).tobytes(), True
@@ -143,6 +157,71 @@ def test_constants_of_inner_graphs_in_another_file_are_not_lost(tmp_path):
     path = save(made, tmp_path / "model", external=True)
     with pytest.raises(Unsupported, match="its values lie in another file; save the model with"):
         _plan(path)
+
+
+def _outside(name: str) -> TensorProto:
+    """A tensor whose values lie in ``weights.bin``."""
+    tensor = TensorProto(name=name, dims=[4], data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _attribute_of_tensors(model: ModelProto) -> None:
+    model.graph.node[1].attribute.append(helper.make_attribute("list", [_outside("listed")]))
+
+
+def _attribute_of_graphs(model: ModelProto) -> None:
+    inner = helper.make_graph([], "inner", [], [], [_outside("in_graphs")])
+    model.graph.node[1].attribute.append(helper.make_attribute("list", [inner]))
+
+
+def _function(model: ModelProto) -> None:
+    constant = helper.make_node(
+        "Constant", [], ["out"], name="fixed", value=_outside("in_function")
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("test", "Fixed", [], ["out"], [constant], opsets))
+
+
+@pytest.mark.parametrize(
+    ("hide", "name"),
+    [
+        (_attribute_of_tensors, " list"),
+        (_attribute_of_graphs, "in_graphs"),
+        (_function, "fixed value"),
+    ],
+)
+def test_values_elsewhere_in_a_graph_in_another_file_are_not_lost(tmp_path, hide, name):
+    made = mlp()
+    hide(made)
+    path = save(made, tmp_path)
+    (tmp_path / "weights.bin").write_bytes(bytes(16))
+    with pytest.raises(Unsupported, match=f"'{name}' is no initializer of the main graph"):
+        _plan(path)
+
+
+def test_a_quantized_product_in_a_function_is_refused(tmp_path):
+    made = mlp()
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["out"])
+    opsets = [helper.make_opsetid("", 17)]
+    function = helper.make_function("test", "Product", ["a", "b"], ["out"], [node], opsets)
+    made.functions.append(function)
+    with pytest.raises(Unsupported, match="quantized already .* such as MatMulInteger"):
+        _plan(save(made, tmp_path))
+
+
+@pytest.mark.parametrize("target", ["w8,accuracy_level=1", "w8a8"])
+def test_the_standard_may_be_called_by_its_longer_name(tmp_path, target):
+    made = mlp()
+    made.opset_import[0].domain = "ai.onnx"
+    for node in made.graph.node:
+        node.domain = "ai.onnx"
+    done = qconv.convert(save(made, tmp_path / "mlp"), to=f"onnx:{target}", out=tmp_path, threads=1)
+    x = values(5, 64, seed=1)
+    found = run(done.artifacts[0].files[0].parent / "model.onnx", x)
+    assert np.linalg.norm(found - run(mlp(), x)) < 0.05 * np.linalg.norm(run(mlp(), x))
 
 
 def test_weights_in_constant_nodes_are_quantized(tmp_path):
