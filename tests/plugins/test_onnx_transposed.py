@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,19 @@ def _in_layer(name: str) -> bool:
     return ".h." in f".{name}" or ".layers." in name
 
 
-@pytest.mark.parametrize("statistics", ["shared", "sequential"])
-def test_gptq_of_weights_stored_transposed_loses_less_than_rounding(gpt2, tmp_path, statistics):
+@pytest.fixture
+def calibration(gpt2, tmp_path) -> qconv.Calibration:
     write_tokenizer(gpt2, 160)
     rng = np.random.default_rng(1)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(" ".join(map(str, rng.integers(3, 160, 64))) for _ in range(40)))
-    calibration = qconv.Calibration(source=text, windows=32, window_length=32, chat_template=False)
+    return qconv.Calibration(source=text, windows=32, window_length=32, chat_template=False)
+
+
+@pytest.mark.parametrize("statistics", ["shared", "sequential"])
+def test_gptq_of_weights_stored_transposed_loses_less_than_rounding(
+    gpt2, calibration, tmp_path, statistics
+):
     target = "onnx:int4,accuracy_level=1,embedding=float"
     plain = qconv.convert(gpt2, to=target, out=tmp_path / "plain", threads=1)
     better = qconv.convert(
@@ -131,3 +138,16 @@ def test_gptq_of_weights_stored_transposed_loses_less_than_rounding(gpt2, tmp_pa
         for made in (plain, better)
     ]
     assert lost[1] < 0.95 * lost[0]
+
+
+def test_a_saved_calibration_measures_transposed_weights_as_text_does(gpt2, calibration, tmp_path):
+    few = replace(calibration, windows=4)  # no more than the text path measures on
+    saved = tmp_path / "saved.safetensors"
+    qconv.calibrate(gpt2, saved, few, device="cpu")
+    of_text, of_file = (
+        qconv.convert(gpt2, to="onnx:w8a8", calibration=each, out=tmp_path / name, device="cpu")
+        for name, each in (("text", few), ("file", saved))
+    )
+    wanted, found = (made.plan.targets[0].request.input_errors for made in (of_text, of_file))
+    assert len(wanted) == 8
+    assert found == pytest.approx(wanted, rel=1e-3)

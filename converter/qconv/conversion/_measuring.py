@@ -15,7 +15,7 @@ from qconv.conversion._ahead import workers
 from qconv.conversion._blockwise import Blockwise, Passes, Steps, Work, groups
 from qconv.conversion._folding import BlockState
 from qconv.conversion._notes import Notes
-from qconv.conversion._slabs import make_jobs
+from qconv.conversion._slabs import make_jobs, read_slab
 
 if TYPE_CHECKING:
     import torch
@@ -138,4 +138,7 @@ def _error(weight: torch.Tensor, activation: ActivationGrid, statistics: Statist
 
 
 def _read(checkpoint: Checkpoint, job: Job) -> dict[str, torch.Tensor]:
+    """The sources of a job, by name: (out, in), whichever way they are stored."""
+    if job.arrangement != "rows":  # such a job has one source
+        return {name: read_slab(job, 0, job.rows, checkpoint.read_rows) for name, _ in job.sources}
     return {name: checkpoint.read_rows(name, 0, rows) for name, rows in job.sources}
