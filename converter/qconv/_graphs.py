@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from qconv.errors import BrokenPlugin, QconvError, Unsupported
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
     from qconv.calibration import Calibration, Samples
     from qconv.checkpoint import FileCheckpoint
     from qconv.conversion import Passes
+    from qconv.planning import Plan
     from qconv.plugin import Backend
     from qconv.statistics import Statistics
+
+#: Weights that a warning names.
+_NAMED = 5
 
 
 def refuse_steps(name: str, chain: Chain, statistics: str | None) -> None:
@@ -39,12 +45,19 @@ def _by_block(chain: Chain) -> bool:
 
 
 def graph_passes(
-    checkpoint: FileCheckpoint, settings: Calibration, chain: Chain, backends: Iterable[Backend]
+    checkpoint: FileCheckpoint,
+    settings: Calibration,
+    chain: Chain,
+    backends: Iterable[Backend],
+    plan: Plan,
 ) -> Passes:
     """Run a graph on samples, and keep the statistics of all its linear weights' inputs.
 
+    plan: whose quantized weights without statistics are warned of
+
     Peak memory: the graph as its runner holds it, one sample's inputs of all linear weights, and
-    all statistics: ``in x in`` float32 for each distinct input where a step needs Gram matrices.
+    all statistics: ``in x in`` float32 for each distinct input where a step needs Gram matrices,
+    and for each distinct set of inputs that weights are multiplied with.
 
     Raises:
         UsageError: the calibration has no samples of the graph's inputs.
@@ -69,7 +82,7 @@ def graph_passes(
         model=None,
         windows=samples.tokens,
         digest=samples.digest,
-        warnings=(*samples.warnings, *notes.warnings),
+        warnings=(*samples.warnings, *notes.warnings, *_unseen(plan, statistics)),
         min_tokens_per_expert=settings.min_tokens_per_expert,
         saved=statistics,
     )
@@ -78,7 +91,7 @@ def graph_passes(
 def _statistics(
     runner: GraphRunner, checkpoint: FileCheckpoint, samples: Samples, *, gram: bool
 ) -> Mapping[str, Statistics]:
-    """By name of the linear weight; one object for those that share an input."""
+    """By name of the linear weight; one object for those that share all their inputs."""
     from qconv.statistics import StatisticsSum
 
     sums: dict[tuple[str, ...], StatisticsSum] = {}
@@ -98,5 +111,37 @@ def _statistics(
         raise BrokenPlugin(
             f"plugin author: observe() failed: {type(error).__name__}: {error}"
         ) from error
-    totals = {weights: each.total() for weights, each in sums.items()}
-    return {name: totals[weights] for weights in totals for name in weights}
+    return _by_weight({weights: each.total() for weights, each in sums.items()})
+
+
+def _by_weight(totals: Mapping[tuple[str, ...], Statistics]) -> Mapping[str, Statistics]:
+    """Of each weight: the sum over the inputs that it is multiplied with.
+
+    totals: of each input, by the weights that it is multiplied with
+    """
+    inputs: dict[str, list[tuple[str, ...]]] = {}
+    for weights in totals:
+        for name in weights:
+            inputs.setdefault(name, []).append(weights)
+    added: dict[tuple[tuple[str, ...], ...], Statistics] = {}
+    for keys in map(tuple, inputs.values()):
+        if keys not in added:
+            added[keys] = reduce(add, (totals[each] for each in keys))
+    return {name: added[tuple(keys)] for name, keys in inputs.items()}
+
+
+def _unseen(plan: Plan, statistics: Mapping[str, Statistics]) -> tuple[str, ...]:
+    """A warning of weights that calibration does not help, such as those of a Conv; or none."""
+    quantized = (
+        each for target in plan.targets for each in target.tensors.tensors if each.grid is not None
+    )
+    names = sorted({name for each in quantized for name in each.sources} - set(statistics))
+    if not names:
+        return ()
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    warning = (
+        f"{len(names)} quantized weights ({', '.join(names[:_NAMED])}{more}) have no statistics of "
+        "their inputs, as the graph does more than multiply by them (Conv, Gather): they are "
+        "rounded as without calibration"
+    )
+    return (warning,)

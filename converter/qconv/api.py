@@ -474,7 +474,7 @@ def _make_passes(
         from qconv._graphs import graph_passes
 
         watch(Calibrating(source=made.calibration.source, windows=made.calibration.windows))
-        return graph_passes(checkpoint, settings, chosen.chain, chosen.backends.values())
+        return graph_passes(checkpoint, settings, chosen.chain, chosen.backends.values(), made)
     sequential = made.calibration.statistics == "sequential"
     saved = None if sequential else _saved(settings, chosen.chain, checkpoint)
     runs = saved is None or bool(chosen.chain.transforms)

@@ -344,7 +344,7 @@ class SampleInput:
 class Observed:
     """What came to some linear weights that share an input.
 
-    weights: names of the source tensors
+    weights: names of the source tensors; one that has several inputs is told of with each
     rows: (tokens, in) float32
     """
 

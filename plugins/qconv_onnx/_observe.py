@@ -75,15 +75,19 @@ def observe(
 
 
 def _inputs_of_weights(graph: bytes) -> dict[str, tuple[str, ...]]:
-    """The weights that a value is multiplied by, by the value's name."""
+    """The weights that a value is multiplied by, by the value's name.
+
+    Those that the graph does more with than multiply are left out.
+    """
     import onnx
     import onnx_ir as ir
 
     found: dict[str, list[str]] = {}
     for name, places in find_places(ir.from_proto(onnx.load_model_from_string(graph))).items():
         products = [each for each in places if isinstance(each, Product)]
-        if len(products) == len(places) == 1:
-            found.setdefault(str(products[0].x.name), []).append(name)
+        if len(products) == len(places):
+            for value in dict.fromkeys(str(each.x.name) for each in products):
+                found.setdefault(value, []).append(name)
     return {name: tuple(weights) for name, weights in found.items()}
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx_sources import cnn, decoded, mlp, run, save, values
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_sources import cnn, decoded, graph, mlp, run, save, values
 
 import qconv
+from qconv._graphs import graph_passes
+from qconv._host import load_plugins
 from qconv.checkpoint import open_checkpoint
 from qconv.errors import UnreadableInput, Unsupported, UsageError
 from qconv_onnx._backend import OnnxBackend
@@ -180,3 +182,71 @@ def test_an_input_that_is_text_is_refused(tmp_path, samples):
     made.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, ["n"]))
     path = save(made, tmp_path / "words")
     _refused(path, samples, Unsupported, "input 'words' of the graph is no tensor of numbers")
+
+
+def _twice() -> ModelProto:
+    """``shared`` is multiplied with two values, of which ``other`` is multiplied with one."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "shared"], ["a"]),
+        helper.make_node("MatMul", ["x", "other"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "shared"], ["e"]),
+        helper.make_node("Relu", ["e"], ["f"]),
+        helper.make_node("MatMul", ["f", "last"], ["y"]),
+    ]
+    weights = {
+        "shared": values(64, 64),
+        "other": values(64, 64, seed=1),
+        "last": values(64, 64, seed=2),
+    }
+    return graph(nodes, weights, {"x": ["n", 64]}, {"y": ["n", 64]})
+
+
+def test_a_weight_in_two_places_has_the_statistics_of_both_inputs(tmp_path, samples, inputs):
+    path = save(_twice(), tmp_path / "twice")
+    host = load_plugins()
+    made, chain = qconv.plan(path, to="onnx:int4", method="gptq"), host.resolve_chain("gptq")
+    with open_checkpoint(path) as opened:
+        settings = qconv.Calibration(source=samples)
+        passes = graph_passes(opened, settings, chain, [host.backend("onnx")], made)
+        saved = passes.saved
+    assert (saved["other"].tokens, saved["shared"].tokens) == (64, 128)
+    assert (saved["shared"].abs_max >= saved["other"].abs_max).all()
+    weights = {each.name: numpy_helper.to_array(each) for each in _twice().graph.initializer}
+    first = saved["other"].sample
+    second = np.maximum(first.numpy() @ (weights["shared"] + weights["other"]), 0)
+    both = first.square().sum(0).double().numpy() + np.square(second).sum(0)
+    assert np.allclose(saved["shared"].square_sum, both, rtol=1e-4)
+
+
+def test_a_weight_in_two_places_is_calibrated(tmp_path, samples, inputs):
+    path = save(_twice(), tmp_path / "twice")
+    wanted = run(_twice(), inputs[192:])
+
+    def lost(target: str, **options) -> float:
+        made = qconv.convert(path, to=target, out=tmp_path, threads=1, force=True, **options)
+        assert not any("no statistics" in each for each in made.notes)
+        found = run(decoded(_twice(), made.artifacts[0].files[0].parent), inputs[192:])
+        return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+    plain = lost("onnx:int4")
+    assert lost("onnx:int4", method="gptq", calibration=samples) < 0.8 * plain
+    assert lost("onnx:int8_static", calibration=samples) < 0.05
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_weights_that_no_statistics_tell_of_are_named(tmp_path, method):
+    path = save(cnn(), tmp_path / "cnn")
+    np.savez(tmp_path / "images.npz", x=values(6, 3, 16, 16))
+    made = qconv.convert(
+        path,
+        to="onnx:w8",
+        method=method,
+        calibration=tmp_path / "images.npz",
+        out=tmp_path,
+        threads=1,
+    )
+    (note,) = [each for each in made.notes if "no statistics" in each]
+    assert note.startswith("3 quantized weights (c1, c2, c3) have no statistics of their inputs")
+    assert "rounded as without calibration" in note
