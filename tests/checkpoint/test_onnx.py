@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qconv.checkpoint import open_checkpoint
+from qconv.checkpoint._protobuf import encoded_bytes
 from qconv.errors import UnreadableInput
 
 RNG = np.random.default_rng(0)
@@ -234,3 +237,68 @@ def test_weights_in_constant_nodes_are_read_in_place_as_well(tmp_path):
         kept = onnx.load_model_from_string(opened.model.metadata["graph"])
     assert [node.op_type for node in kept.graph.node] == ["Constant", "MatMul"]
     assert "kernel.1" in {each.name for each in kept.graph.initializer}
+
+
+def _with_bytes(kind: str, payload: bytes) -> bytes:
+    """A graph that a message of a kind was added to, which holds any bytes."""
+    graph = model().graph.SerializeToString()
+    if kind == "graph":
+        graph += payload
+    elif kind == "initializer":
+        graph += encoded_bytes(5, encoded_bytes(8, b"bomb") + payload)
+    else:
+        constant = encoded_bytes(2, b"bomb") + encoded_bytes(4, b"Constant")
+        graph += encoded_bytes(1, constant + payload)
+    return encoded_bytes(7, graph)
+
+
+_MANY = 20_000
+
+
+@pytest.mark.parametrize("kind", ["graph", "initializer", "node"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x58\x00" * _MANY,  # numbers of one field
+        b"\x08\x01" * _MANY,  # sizes of a shape, one by one
+        b"\x0a\x80\x80\x02" + bytes(1 << 15),  # the same, packed
+        b"\x10\x01" * _MANY,  # types
+        b"\x12\x00" * _MANY,  # outputs of a node
+        b"\x2a\x00" * _MANY,  # attributes of a node
+        b"\x6a\x00" * _MANY,  # places in other files
+    ],
+    ids=["uint64", "dims", "packed", "types", "outputs", "attributes", "external"],
+)
+def test_many_small_fields_take_no_more_memory_than_a_few_copies(tmp_path, kind, payload):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_with_bytes(kind, payload))
+    open_checkpoint(save(tmp_path / "first", model())).close()  # imports
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnreadableInput):
+            open_checkpoint(path).close()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * path.stat().st_size + (1 << 20)
+
+
+def test_more_fields_than_a_tensor_has_are_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_with_bytes("initializer", b"\x10\x01" * 5000))
+    refused(path, "an initializer: more than 4096 fields")
+
+
+def test_more_dimensions_than_any_tensor_has_are_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_with_bytes("initializer", b"\x08\x01" * 65))
+    refused(path, r"initializer 'bomb': a shape of more than 64 dimensions")
+
+
+def test_weights_over_the_same_bytes_are_refused(tmp_path):
+    path = save(tmp_path, model(), external=True)
+    changed = onnx.load(path, load_external_data=False)
+    changed.graph.initializer.add().CopyFrom(changed.graph.initializer[0])
+    changed.graph.initializer[-1].name = "again"
+    path.write_bytes(changed.SerializeToString())
+    refused(path, "tensors 'matrix' and 'again' share bytes of 'weights.bin'; .* save it anew")

@@ -8,8 +8,9 @@ Peak memory: the graph without its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
 from qconv.checkpoint._faults import (
@@ -62,6 +63,11 @@ _FLOAT_TYPES = frozenset({"F32", "F16", "F64", "BF16"})
 
 _MAX_DIMENSIONS = 64
 
+#: What is read of a TensorProto, and how many of these fields one may have. Those of the largest
+#: shape, and of places in other files, are fewer than a hundred.
+_NEEDED = frozenset({_DIMS, _TYPE, _SEGMENT, _FLOATS, _NAME, _RAW, _DOUBLES, _EXTERNAL, _LOCATION})
+_MAX_FIELDS = 4096
+
 #: Fields that hold packed values just as they lie in memory, and the type they are of.
 _IN_PLACE = {_FLOATS: "F32", _DOUBLES: "F64"}
 
@@ -73,6 +79,7 @@ _LEAST_CONSTANT = 512
 _FEW_FLOATS, _FEW_NBYTES = 64, 1 << 16
 
 _ANEW = "the file is damaged or hostile, get it anew from its publisher"
+_SAVE_ANEW = "if you trust the model, save it anew with onnx.save_model(..., location='NAME')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,30 +130,45 @@ def parse_onnx(file: MappedFile, external: External) -> OnnxHeader:
             raise whole.fault(each.begin, "a second graph")
         inner = _Kept(file)
         _graph(whole.message(each, "the graph"), inner, found, external)
-        kept.add(encoded_bytes(_MODEL_GRAPH, b"".join(inner.parts)))
+        kept.add(encoded_bytes(_MODEL_GRAPH, bytes(inner.data)))
     if not graphs:
         raise UnreadableInput(f"{file.path}: holds no graph; check that it is an ONNX file")
     file.release(0, file.size)
-    return OnnxHeader(tensors=tuple(found.values()), graph=b"".join(kept.parts))
+    _refuse_shared(file, found.values())
+    return OnnxHeader(tensors=tuple(found.values()), graph=bytes(kept.data))
+
+
+def _refuse_shared(file: MappedFile, tensors: Iterable[StoredTensor]) -> None:
+    """Refuse weights that lie over one another: a small file would take any space when written."""
+    placed = sorted(
+        (each for each in tensors if each.info.nbytes),
+        key=lambda each: (str(each.file.path), each.offset),
+    )
+    for one, other in pairwise(placed):
+        if one.file is other.file and one.offset + one.info.nbytes > other.offset:
+            raise UnreadableInput(
+                f"{file.path}: tensors {shown(one.info.name)} and {shown(other.info.name)} share "
+                f"bytes of {one.file.path.name!r}; {_SAVE_ANEW}"
+            )
 
 
 class _Kept:
     """Bytes of the graph that are kept, and their number, which has a limit."""
 
     def __init__(self, file: MappedFile) -> None:
-        self.parts: list[bytes] = []
+        self.data = bytearray()
         self._file = file
         self._nbytes = 0
 
     def copy(self, each: Field) -> None:
         """Keep a field as it is."""
         self._count(each.stop - each.begin)
-        self.parts.append(self._file.buffer[each.begin : each.stop])
+        self.data += self._file.buffer[each.begin : each.stop]
 
     def add(self, data: bytes) -> None:
         """Keep these bytes."""
         self._count(len(data))
-        self.parts.append(data)
+        self.data += data
 
     def _count(self, nbytes: int) -> None:
         self._nbytes += nbytes
@@ -194,13 +216,12 @@ def _holder(graph: Message, each: Field) -> _Holder | None:
     if each.number != _GRAPH_NODE or each.stop - each.start < _LEAST_CONSTANT:
         return None
     node = graph.message(each, "a node")
-    fields: dict[int, list[Field]] = {}
-    for inner in node:
-        fields.setdefault(inner.number, []).append(inner)
-    kinds, outputs = fields.get(_NODE_TYPE, []), fields.get(_NODE_OUTPUT, [])
+    kinds, outputs = _first_two(node, _NODE_TYPE), _first_two(node, _NODE_OUTPUT)
     if [node.take(kind, "an operator") for kind in kinds] != [b"Constant"] or len(outputs) != 1:
         return None
-    for attribute in fields.get(_NODE_ATTRIBUTE, []):
+    for attribute in node:
+        if attribute.number != _NODE_ATTRIBUTE:
+            continue
         inside = node.message(attribute, "an attribute")
         for inner in inside:
             if inner.number == _ATTRIBUTE_TENSOR:
@@ -209,11 +230,28 @@ def _holder(graph: Message, each: Field) -> _Holder | None:
     return None
 
 
+def _first_two(message: Message, number: int) -> list[Field]:
+    """Of the fields with a number, which should be one."""
+    return list(islice((each for each in message if each.number == number), 2))
+
+
+def _fields_of(tensor: Message) -> dict[int, list[Field]]:
+    """What is needed to know of a TensorProto, by number.
+
+    Raises:
+        UnreadableInput: it says more than any tensor does, so that it would only take memory.
+    """
+    fields: dict[int, list[Field]] = {}
+    for count, each in enumerate(each for each in tensor if each.number in _NEEDED):
+        if count >= _MAX_FIELDS:
+            raise tensor.fault(each.begin, f"an initializer: more than {_MAX_FIELDS} fields")
+        fields.setdefault(each.number, []).append(each)
+    return fields
+
+
 def _initializer(holder: _Holder) -> _Initializer:
     message = holder.message
-    fields: dict[int, list[Field]] = {}
-    for each in message:
-        fields.setdefault(each.number, []).append(each)
+    fields = _fields_of(message)
     name = holder.name
     if name is None:
         name = "".join(message.text(each, "its name") for each in fields.get(_NAME, [])[-1:])
@@ -236,14 +274,22 @@ def _initializer(holder: _Holder) -> _Initializer:
 
 
 def _shape(message: Message, what: str, fields: list[Field]) -> tuple[int, ...]:
-    dims = [size for each in fields for size in message.numbers(each, what)]
-    if len(dims) > _MAX_DIMENSIONS or any(not 0 <= size < MAX_SIZE for size in dims):
+    sizes = chain.from_iterable(message.numbers(each, what) for each in fields)
+    dims = list(islice(sizes, _MAX_DIMENSIONS + 1))
+    if len(dims) > _MAX_DIMENSIONS:
+        problem = f"{what}: a shape of more than {_MAX_DIMENSIONS} dimensions"
+        raise message.fault(fields[0].begin, problem)
+    if any(size >= MAX_SIZE for size in dims):
         raise message.fault(fields[0].begin, f"{what}: shape {shown(dims)} is none")
     return tuple(dims)
 
 
 def _entry(message: Message) -> tuple[str, str]:
-    found = {each.number: message.text(each, "an entry of external data") for each in message}
+    found = {
+        each.number: message.text(each, "an entry of external data")
+        for each in message
+        if each.number in {1, 2}
+    }
     return found.get(1, ""), found.get(2, "")
 
 
@@ -285,7 +331,7 @@ def _outside(file: MappedFile, tensor: _Initializer, external: External) -> Stor
     if not location or set(location) & set("/\\:") or location in {".", ".."}:
         raise UnreadableInput(
             f"{what} lies in {shown(location)}, but weights must lie in a file beside the graph; "
-            "if you trust the model, save it anew with onnx.save_model(..., location='NAME')"
+            + _SAVE_ANEW
         )
     offset, length = (_whole(what, said, key) for key in ("offset", "length"))
     nbytes = number_of_values(file.path, tensor.name, tensor.shape)

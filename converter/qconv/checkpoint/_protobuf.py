@@ -79,16 +79,16 @@ class Message:
         except UnicodeDecodeError as error:
             raise self.fault(field.start, f"{what} is not UTF-8") from error
 
-    def numbers(self, field: Field, what: str) -> list[int]:
-        """Of a repeated number: one, or many that are packed."""
+    def numbers(self, field: Field, what: str) -> Iterator[int]:
+        """Of a repeated number, as they come: one, or many that are packed."""
         if field.value is not None:
-            return [field.value]
+            yield field.value
+            return
         self._require_bytes(field, what)
-        found, position = [], field.start
+        position = field.start
         while position < field.stop:
             value, position = self._varint(position, field.stop)
-            found.append(value)
-        return found
+            yield value
 
     def fault(self, position: int, problem: str) -> UnreadableInput:
         """An error that names the file and the position."""
