@@ -88,8 +88,14 @@ def _settings(model: ModelInfo) -> dict[str, Any]:
         generation = {}
     own = generation if isinstance(generation, dict) else {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    found = {name: model.config.get(name) if own.get(name) is None else own[name] for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: _ids(own.get(name)) or _ids(model.config.get(name)) for name in names}
+    return {name: ids[0] if len(ids) == 1 else ids for name, ids in found.items() if ids}
+
+
+def _ids(said: object) -> list[int]:
+    """Token ids: one, or several."""
+    every = said if isinstance(said, list) else [said]
+    return [each for each in every if type(each) is int]  # and not bool
 
 
 def _tokens(settings: Mapping[str, Any]) -> dict[str, Any]:

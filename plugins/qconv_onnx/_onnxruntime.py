@@ -213,6 +213,8 @@ def _ends(folder: Path) -> frozenset[int]:
             found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
         except (OSError, ValueError, AttributeError):
             continue
-        if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
+        ends = found if isinstance(found, list) else [found]
+        known = frozenset(each for each in ends if type(each) is int)  # and not bool
+        if known:
+            return known
     return frozenset()

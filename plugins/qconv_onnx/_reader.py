@@ -6,14 +6,16 @@ What a weight is follows from the operators that use it, as a runtime would see 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qconv.errors import UnreadableInput
 from qconv.plugin import TensorInfo
+
+from ._soundness import check_blocks, check_node, check_part, check_tensor, external
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +36,15 @@ _TYPES = dict(
         ]
     )
 )
+
+#: What codes, scales and zero-points may be, by kind.
+_SCALES = ("FLOAT", "FLOAT16")
+_TYPES_OF = {
+    "blocks": (("UINT8",), _SCALES, ("UINT8",)),
+    "blocked": (("INT4", "UINT4"), _SCALES, ("INT4", "UINT4")),
+    "channel": (("INT8",), _SCALES, ()),
+    "kernel": (("INT8",), _SCALES, ()),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +75,8 @@ class OnnxReader:
         """Open the folder ``path``, or the folder of a file in it.
 
         Raises:
-            UnreadableInput: it holds no graph, or its weights are missing or lie elsewhere.
+            UnreadableInput: it holds no graph, its weights are missing or lie elsewhere, or it
+                computes with them as no artifact does.
         """
         import onnx
         from google.protobuf.message import DecodeError
@@ -79,7 +91,9 @@ class OnnxReader:
             ) from error
         self._stored = {each.name: each for each in self._model.graph.initializer}
         for each in self._stored.values():
-            self._check(each)
+            check_tensor(self._folder, each)
+        for node in self._model.graph.node:
+            check_node(self._folder, node)
         self._made = {name: node for node in self._model.graph.node for name in node.output}
         self._weights = {each.info.name: each for each in self._quantized()}
         self._tensors = self._infos()
@@ -94,6 +108,11 @@ class OnnxReader:
         import torch
 
         weight = self._weights.get(name)
+        if weight is None and self._tensors[name].dtype == "unknown":
+            raise UnreadableInput(
+                f"{self._folder}: tensor {name!r} is of a type that artifacts do not have; write "
+                "it again"
+            )
         values = self._array(name) if weight is None else self._decode(weight)
         return torch.from_numpy(values.astype("float32", copy=True))
 
@@ -117,8 +136,9 @@ class OnnxReader:
         names = names if node.op_type == "MatMulNBits" else names[1:]
         scale, zero = self._whence(names[0]), self._whence(names[1]) if len(names) > 1 else None
         facts = _attributes(node)
-        bits, block = facts["bits"], facts["block_size"]
-        rows, blocks = self._shape(node, codes)[:2]
+        bits, block = facts.get("bits", 0), facts.get("block_size", 0)
+        check_blocks(self._folder, node, bits, block)
+        rows, blocks, _ = self._shape(node, codes, 3)
         return self._weight(
             node, (codes, scale), zero, (rows, blocks * block), "blocks", bits=bits, block=block
         )
@@ -135,7 +155,9 @@ class OnnxReader:
         block = facts.get("block_size", 0)
         if facts.get("axis") == 0 and not block:
             return self._kernel(node)
-        columns, rows = self._shape(node, names[0])
+        columns, rows = self._shape(node, names[0], 2)
+        if block:
+            check_blocks(self._folder, node, 4, block)
         return self._weight(
             node,
             (names[0], names[1]),
@@ -159,7 +181,7 @@ class OnnxReader:
 
     def _rows(self, node: onnx.NodeProto) -> _Weight:
         """A table of which rows are taken: their scales are, too, and multiplied with them."""
-        rows, columns = self._shape(node, node.input[0])
+        rows, columns = self._shape(node, node.input[0], 2)
         users = {name: user for user in self._model.graph.node for name in user.input}
         product = users.get(users[node.output[0]].output[0]) if node.output[0] in users else None
         taken = [self._made.get(name) for name in (product.input if product else ())]
@@ -170,18 +192,20 @@ class OnnxReader:
         return self._weight(node, parts, None, (rows, columns), "kernel", bits=8, block=columns)
 
     def _integer(self, node: onnx.NodeProto) -> _Weight:
-        columns, rows = self._shape(node, node.input[1])
-        parts = (node.input[1], node.input[3] if len(node.input) > 3 else "")
+        columns, rows = self._shape(node, node.input[1], 2)
+        parts = (node.input[1], node.input[3])
         return self._weight(node, parts, None, (rows, columns), "channel", bits=8, block=columns)
 
-    def _shape(self, node: onnx.NodeProto, name: str) -> tuple[int, ...]:
-        """The shape of stored codes.
+    def _shape(
+        self, node: onnx.NodeProto, name: str, dimensions: int | None = None
+    ) -> tuple[int, ...]:
+        """The shape of stored codes. dimensions: how many; None: two or more.
 
         Raises:
-            UnreadableInput: they are not stored, or are no matrix of blocks.
+            UnreadableInput: they are not stored, or have not as many.
         """
         shape = tuple(self._stored[name].dims) if name in self._stored else ()
-        if len(shape) < 2:
+        if len(shape) < 2 or (dimensions is not None and len(shape) != dimensions):
             raise self._foreign(node, name)
         return shape
 
@@ -209,13 +233,25 @@ class OnnxReader:
         named = _CODES.fullmatch(codes)
         if missing or named is None:
             raise self._foreign(node, (missing or [codes])[0])
+        if zero is not None and kind in {"channel", "kernel"}:
+            raise self._foreign(node, zero)
         nbytes = sum(self._nbytes(each) for each in (codes, scale, zero) if each)
         grid = f"{'int' if zero is None else 'uint'}{bits}_"
         grid += "channel" if kind in {"channel", "kernel"} else f"g{block}"
         info = TensorInfo(name=named["weight"], shape=shape, dtype=grid, nbytes=nbytes)
-        return _Weight(
+        weight = _Weight(
             kind=kind, bits=bits, block=block, codes=codes, scale=scale, zero_point=zero, info=info
         )
+        self._check_parts(weight)
+        return weight
+
+    def _check_parts(self, weight: _Weight) -> None:
+        """The parts must be of the types and shapes that decoding goes by."""
+        types, shapes = _TYPES_OF[weight.kind], _shapes(weight, self._stored[weight.codes].dims)
+        names = (weight.codes, weight.scale, weight.zero_point)
+        for name, kinds, shape in zip(names, types, shapes, strict=True):
+            if name is not None:
+                check_part(self._folder, self._stored[name], kinds, shape)
 
     def _infos(self) -> dict[str, TensorInfo]:
         parts = {p for w in self._weights.values() for p in (w.codes, w.scale, w.zero_point)}
@@ -223,7 +259,7 @@ class OnnxReader:
         parts |= {name for node in nodes for name in node.input[1:2]}  # scales of inputs
         infos = [each.info for each in self._weights.values()]
         for name, tensor in self._stored.items():
-            if name not in parts and _external(tensor):
+            if name not in parts and external(tensor):
                 infos.append(
                     TensorInfo(
                         name=name,
@@ -235,9 +271,13 @@ class OnnxReader:
         return {info.name: info for info in sorted(infos, key=lambda info: info.name)}
 
     def _decode(self, weight: _Weight) -> np.ndarray[Any, Any]:
-        """``scale * (code - zero_point)``: (out, in) float32."""
-        if weight.kind == "blocks":
-            return self._decode_blocks(weight)
+        """``scale * (code - zero_point)``: (out, in) float32, infinite where that overflows."""
+        import numpy as np
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._decode_blocks(weight) if weight.kind == "blocks" else self._scaled(weight)
+
+    def _scaled(self, weight: _Weight) -> np.ndarray[Any, Any]:
         codes = self._array(weight.codes).astype("float32")
         scale = self._array(weight.scale)
         if weight.kind == "kernel":
@@ -267,32 +307,8 @@ class OnnxReader:
         values: np.ndarray[Any, Any] = scale[..., None] * (codes - zero[..., None])
         return values.reshape(rows, columns)
 
-    def _check(self, tensor: onnx.TensorProto) -> None:
-        """External data must lie in a file of the folder, within its bounds.
-
-        Raises:
-            UnreadableInput: it does not.
-        """
-        entry = _external(tensor)
-        if not entry:
-            return
-        location = PurePosixPath(entry.get("location", ""))
-        if len(location.parts) != 1 or location.name in {"", ".", ".."} or "\\" in str(location):
-            raise UnreadableInput(
-                f"{self._folder}: tensor {tensor.name!r} lies in {str(location)!r}, but weights "
-                "must lie beside the graph; write the artifact again"
-            )
-        file = self._folder / location.name
-        start, size = _whole(entry.get("offset", "0")), _whole(entry.get("length", ""))
-        held = file.stat().st_size if file.is_file() else 0
-        if start is None or size is None or start + size > held:
-            raise UnreadableInput(
-                f"{file}: tensor {tensor.name!r} is to lie at byte {entry.get('offset', '0')}, "
-                f"{entry.get('length')} bytes long, but the file holds {held}; write it again"
-            )
-
     def _nbytes(self, name: str) -> int:
-        return int(_external(self._stored[name]).get("length", "0"))
+        return int(external(self._stored[name]).get("length", "0"))
 
     def _array(self, name: str) -> np.ndarray[Any, Any]:
         import onnx
@@ -304,7 +320,7 @@ class OnnxReader:
         try:
             load_external_data_for_tensor(tensor, str(self._folder))
             return to_array(tensor)
-        except (ValueError, OSError, onnx.checker.ValidationError) as error:
+        except (ValueError, TypeError, OSError, onnx.checker.ValidationError) as error:
             raise UnreadableInput(
                 f"{self._folder}: tensor {name!r} cannot be read ({error}); write it again"
             ) from error
@@ -314,13 +330,21 @@ def _attributes(node: onnx.NodeProto) -> dict[str, int]:
     return {each.name: each.i for each in node.attribute}
 
 
-def _external(tensor: onnx.TensorProto) -> dict[str, str]:
-    """Where external data lies; empty when the data is in the graph."""
-    return {each.key: each.value for each in tensor.external_data}
+def _shapes(weight: _Weight, codes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of codes, scales and zero-points.
 
-
-def _whole(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    codes: the shape that the codes have
+    """
+    rows, columns = weight.info.shape
+    groups = columns // weight.block if weight.block else 0
+    if weight.kind == "blocks":
+        size, packed = weight.block * weight.bits // 8, (groups * weight.bits + 7) // 8
+        return (rows, groups, size), (rows, groups), (rows, packed)
+    if weight.kind == "blocked":
+        return (groups * weight.block, rows), (groups, rows), (groups, rows)
+    if weight.kind == "channel":
+        return (columns, rows), (rows,), ()
+    return tuple(codes), (rows,) if len(codes) > 2 else (rows, 1), ()
 
 
 def _unpacked(packed: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:

@@ -51,6 +51,8 @@ def test_a_config_without_an_end_of_text_gives_none(artifact, llama):
     assert genai_config(model, graph, "model.onnx")
     endless = replace(model, config={**model.config, "eos_token_id": None}, files={})
     assert genai_config(endless, graph, "model.onnx") is None
+    emptied = replace(model, config={**model.config, "eos_token_id": []}, files={})
+    assert genai_config(emptied, graph, "model.onnx") is None
     boundless = {k: v for k, v in model.config.items() if k != "max_position_embeddings"}
     assert genai_config(replace(model, config=boundless), graph, "model.onnx") is None
 
