@@ -10,7 +10,7 @@ from qconv.errors import UnreadableInput, Unsupported
 from qconv.plugin import Observed, SampleInput
 
 from ._places import Product, find_places
-from ._session import open_session
+from ._session import open_session, plain_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,6 @@ def _inputs_of_weights(graph: bytes) -> dict[str, tuple[str, ...]]:
 def _opened(model: ModelInfo, graph: bytes, places: Places, values: Sequence[str]) -> Any:  # noqa: ANN401
     """A session that also gives ``values``, its weights read from where they lie."""
     import onnx
-    import onnxruntime
 
     proto = onnx.load_model_from_string(graph)
     folders = set()
@@ -113,10 +112,9 @@ def _opened(model: ModelInfo, graph: bytes, places: Places, values: Sequence[str
         )
     known = {each.name for each in (*proto.graph.input, *proto.graph.output)}
     proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in values if n not in known)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = plain_options()
     # Fused operators would compute some of the values never.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = type(options.graph_optimization_level).ORT_DISABLE_ALL
     for folder in folders:
         options.add_session_config_entry(_FOLDER, str(folder))
     return open_session(proto.SerializeToString(), name=model.name, options=options)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
-
-Provider = Literal["cpu", "cuda"]
-
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _BOTH = (
     "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other; "
@@ -26,37 +22,34 @@ _CUSTOM = re.compile(r"Fatal error: (?P<domain>[^\s:]+):(?P<name>\w+)\(-?\d+\) i
 _STANDARD = re.compile(r"No Op registered for (?P<name>\w+) with domain_version of (?P<opset>\d+)")
 
 
-def open_session(
-    file: Path | bytes,
-    *,
-    name: str | None = None,
-    provider: Provider = "cpu",
-    options: Any = None,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
-    """An ``onnxruntime.InferenceSession`` of ``file`` that runs where it was asked to.
-
-    name: what messages call it; None: the file
-    options: ``onnxruntime.SessionOptions``; None: those that print errors only
+def plain_options() -> Any:  # noqa: ANN401
+    """``onnxruntime.SessionOptions`` that print errors only.
 
     Raises:
-        BrokenPlugin: onnxruntime is missing, spoilt by a second one, or its CUDA does not load.
+        BrokenPlugin: as :func:`open_session`.
+    """
+    options = _runtime().SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(file: Path | bytes, *, name: str | None = None, options: Any = None) -> Any:  # noqa: ANN401
+    """An ``onnxruntime.InferenceSession`` of ``file``, on the CPU.
+
+    name: what messages call it; None: the file
+    options: ``onnxruntime.SessionOptions``; None: the plain ones
+
+    Raises:
+        BrokenPlugin: onnxruntime is missing, or spoilt by a second one.
         Unsupported: it is too old for the graph, or knows an operator of it not.
         UnreadableInput: it refuses the graph for another reason.
     """
     runtime = _runtime()
-    if options is None:
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors only
-    wanted = _PROVIDERS[provider]
-    if wanted not in runtime.get_available_providers():
-        raise BrokenPlugin(_without(provider, runtime))
+    wanted = plain_options() if options is None else options
     try:
-        session = runtime.InferenceSession(file, options, providers=[wanted])
+        return runtime.InferenceSession(file, wanted, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises errors of classes of its own, under no base
         raise _told(name or str(file), str(error), runtime.__version__) from error
-    if session.get_providers()[0] != wanted:
-        raise BrokenPlugin(_without(provider, runtime))
-    return session
 
 
 def _runtime() -> Any:  # noqa: ANN401
@@ -81,22 +74,6 @@ def _both() -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _without(provider: Provider, runtime: Any) -> str:  # noqa: ANN401
-    """Why a provider is not there: another build, or libraries that it does not find."""
-    if _both():
-        return _BOTH
-    if _PROVIDERS[provider] not in runtime.get_available_providers():
-        return (
-            f"onnxruntime {runtime.__version__} is a build without {provider.upper()}; pip "
-            "uninstall onnxruntime, then pip install onnxruntime-gpu, or run it on the CPU"
-        )
-    return (
-        f"onnxruntime {runtime.__version__} cannot load {provider.upper()}: it needs a GPU with "
-        "its driver, and the libraries it was built for (CUDA 12 up to onnxruntime-gpu 1.26, CUDA "
-        "13 from 1.27, and cuDNN): pip install 'onnxruntime-gpu[cuda,cudnn]', or run it on the CPU"
-    )
 
 
 def _told(file: str, said: str, version: str) -> UnreadableInput | Unsupported:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 from qconv_onnx._failures import summary
+from qconv_onnx._onnxruntime import OnnxRuntime
 from qconv_onnx._session import open_session
 
 
@@ -112,45 +113,23 @@ def test_a_file_that_is_no_graph_is_unreadable(tmp_path):
         open_session(tmp_path / "model.onnx")
 
 
-def _pretend(monkeypatch, *, available: list[str], loaded: list[str], installed: set[str]) -> None:
-    """An onnxruntime that has some providers, and loads some of them."""
-
-    def version(name: str) -> str:
-        if name not in installed:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "1.32.0"
-
-    runtime = SimpleNamespace(
-        __version__="1.32.0",
-        SessionOptions=SimpleNamespace,
-        get_available_providers=lambda: available,
-        InferenceSession=lambda *_, **__: SimpleNamespace(get_providers=lambda: loaded),
-    )
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    monkeypatch.setattr(importlib.metadata, "version", version)
+def test_an_artifact_that_onnxruntime_is_too_old_for_is_unsupported(tmp_path):
+    _graph(tmp_path, "Relu", opset=99)
+    with pytest.raises(Unsupported, match=r"model.onnx: it is of opset 99, and onnxruntime"):
+        OnnxRuntime(tmp_path)
 
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+def test_an_artifact_without_a_tokenizer_is_told_so(tmp_path):
+    _graph(tmp_path, "Relu")
+    with pytest.raises(UnreadableInput, match="transformers cannot read its tokenizer: .*; put"):
+        OnnxRuntime(tmp_path)
 
 
-def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch, tmp_path):
-    _pretend(monkeypatch, available=[CUDA, CPU], loaded=[CPU], installed={"onnxruntime-gpu"})
-    with pytest.raises(BrokenPlugin, match="cannot load CUDA: it needs a GPU with its driver"):
-        open_session(tmp_path / "model.onnx", provider="cuda")
-
-
-def test_a_build_without_cuda_is_told(monkeypatch, tmp_path):
-    _pretend(monkeypatch, available=[CPU], loaded=[CPU], installed={"onnxruntime"})
-    with pytest.raises(BrokenPlugin, match="a build without CUDA"):
-        open_session(tmp_path / "model.onnx", provider="cuda")
-
-
-@pytest.mark.parametrize("available", [[CPU], [CUDA, CPU]])
-def test_two_builds_in_one_place_are_told(monkeypatch, tmp_path, available):
-    both = {"onnxruntime", "onnxruntime-gpu"}
-    _pretend(monkeypatch, available=available, loaded=[CPU], installed=both)
+def test_two_builds_in_one_place_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.32.0")
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.32.0"))
     with pytest.raises(BrokenPlugin, match="are both installed, and each overwrites files"):
-        open_session(tmp_path / "model.onnx", provider="cuda")
+        open_session(tmp_path / "model.onnx")
 
 
 def test_an_onnxruntime_that_was_overwritten_is_told(monkeypatch, tmp_path):

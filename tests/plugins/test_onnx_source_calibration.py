@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import qconv
 from qconv._graphs import graph_passes
 from qconv._host import load_plugins
 from qconv.checkpoint import open_checkpoint
-from qconv.errors import UnreadableInput, Unsupported, UsageError
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
 from qconv_onnx._backend import OnnxBackend
 
 RNG = np.random.default_rng(1)
@@ -250,3 +251,10 @@ def test_weights_that_no_statistics_tell_of_are_named(tmp_path, method):
     (note,) = [each for each in made.notes if "no statistics" in each]
     assert note.startswith("3 quantized weights (c1, c2, c3) have no statistics of their inputs")
     assert "rounded as without calibration" in note
+
+
+def test_an_onnxruntime_that_is_missing_is_told_with_what_to_install(
+    tmp_path, source, samples, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    _refused(source, samples, BrokenPlugin, r"^onnxruntime cannot be imported: .*'qconv\[onnx\]'")
