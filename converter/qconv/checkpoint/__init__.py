@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconv.checkpoint._decoded import DecodedCheckpoint
 from qconv.checkpoint._files import FileCheckpoint
+from qconv.checkpoint._gguf_header import gguf_metadata
 from qconv.checkpoint._gguf_value import GgufValue
 from qconv.checkpoint._open import open_checkpoint
 from qconv.checkpoint._source import Checkpoint
@@ -15,6 +16,7 @@ __all__ = [
     "DecodedCheckpoint",
     "FileCheckpoint",
     "GgufValue",
+    "gguf_metadata",
     "open_checkpoint",
     "parse_object",
     "torch_dtype",

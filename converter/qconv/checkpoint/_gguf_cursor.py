@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qconv.checkpoint._faults import MAX_HEADER_NBYTES
 from qconv.errors import UnreadableInput
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qconv.checkpoint._mapped import MappedFile
 
 _ANEW = "the file is damaged or hostile, get it anew from its publisher"
@@ -17,10 +20,23 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 
-class Cursor:
-    """A position in the header of a mapped GGUF file. Numbers are little-endian."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderBytes:
+    """A header in memory, in the place of a mapped file. path: for messages."""
 
-    def __init__(self, file: MappedFile) -> None:
+    path: Path
+    buffer: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+        return len(self.buffer)
+
+
+class Cursor:
+    """A position in the header of a GGUF file, mapped or in memory. Numbers are little-endian."""
+
+    def __init__(self, file: MappedFile | HeaderBytes) -> None:
         self.file = file
         self.position = 0
         self._buffer = file.buffer

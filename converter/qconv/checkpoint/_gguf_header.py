@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconv.checkpoint._faults import MAX_SIZE, check_tensor_name, number_of_values, shown
-from qconv.checkpoint._gguf_cursor import Cursor
+from qconv.checkpoint._gguf_cursor import Cursor, HeaderBytes
 from qconv.checkpoint._gguf_value import GgufValue, read_value
 from qconv.checkpoint._stored import StoredTensor
 from qconv.errors import UnreadableInput
@@ -77,6 +78,18 @@ def parse_gguf(file: MappedFile) -> GgufHeader:
     raw = file.buffer[: cursor.position]
     file.release(0, len(raw))
     return GgufHeader(tensors=tensors, metadata=metadata, raw=raw)
+
+
+def gguf_metadata(header: bytes, name: str) -> dict[str, GgufValue]:
+    """The metadata in the bytes of a header. name: of the file, for messages.
+
+    Raises:
+        UnreadableInput: it is not sound.
+    """
+    cursor = Cursor(HeaderBytes(path=Path(name), buffer=header))
+    _check_magic(cursor)
+    cursor.count("number of tensors", _LEAST_TENSOR)
+    return _metadata(cursor, cursor.count("number of metadata keys", _LEAST_PAIR))
 
 
 def _check_magic(cursor: Cursor) -> None:

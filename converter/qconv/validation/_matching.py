@@ -58,6 +58,14 @@ class Match:
         """What should be there, in file order."""
         return self.target.tensors.tensors
 
+    def layout(self) -> Layout:
+        """The backend's layout of the plan, which opening an artifact does without.
+
+        Raises:
+            QconvError: it has none without options that the artifact was made with.
+        """
+        return self.target.backend.layout(self.target.request, self.target.tensors)
+
     def jobs(self) -> list[tuple[Job, TensorPlan]]:
         """Every planned tensor, and the source rows it is made of, in file order."""
         jobs = make_jobs(self.target.request.model, [self.target])

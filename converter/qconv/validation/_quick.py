@@ -15,6 +15,7 @@ from qconv.conversion import Checked
 from qconv.errors import BrokenPlugin, GateFailed, QconvError
 from qconv.validation._bytes import check_bytes
 from qconv.validation._matching import Match
+from qconv.validation._planned import companions_of
 from qconv.validation._stored import open_stored
 from qconv.validation._tokenizer import tokenizer_faults
 
@@ -74,7 +75,9 @@ class QuickCheck:
             f"tensor {each.name!r}: {each.faults[0]}" for each in found.tensors if each.faults
         ]
         faults = [*found.faults, *faults]
-        faults += [f"tokenizer: {each}" for each in tokenizer_faults(path, self.source.model)]
+        planned = companions_of(target.layout)
+        wrong = tokenizer_faults(path, self.source.model, planned)
+        faults += [f"tokenizer: {each}" for each in wrong]
         if faults:
             raise GateFailed(_message(target.label, faults))
         decoded = [each for each in found.tensors if each.sampled]

@@ -8,16 +8,23 @@ have files, probe strings and rendered conversations are tokenized by both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qconv.checkpoint import open_checkpoint
-from qconv.errors import QconvError
-from qconv.validation._tokenizer_facts import TokenizerFacts, facts_of_files, facts_of_gguf
+from qconv.errors import BrokenPlugin, QconvError
+from qconv.validation._tokenizer_facts import (
+    TokenizerFacts,
+    facts_of_files,
+    facts_of_gguf,
+    template_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qconv.plugin import ModelInfo
+    from qconv.validation._planned import Companions
 
 #: What says how text becomes tokens.
 FILES = (
@@ -30,9 +37,6 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-
-#: Files without which nothing can be tokenized.
-_NEEDED = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 #: Text that tokenizers disagree on, where they do.
 PROBES = (
@@ -51,34 +55,57 @@ CONVERSATION = (
 )
 
 
-def tokenizer_faults(path: Path, source: ModelInfo) -> tuple[str, ...]:
+def tokenizer_faults(
+    path: Path, source: ModelInfo, planned: Companions | None = None
+) -> tuple[str, ...]:
     """What is wrong with the tokenizer of the artifact at ``path``; empty when nothing is.
 
-    Nothing can be wrong where the source has no tokenizer.
+    Looks at what the backend writes of a tokenizer, and nothing can be wrong where that is nothing,
+    as with a backend that writes weights only, or where the source has no tokenizer.
+
+    planned: what the backend says it writes; None: not known, so that nothing can be missing
     """
-    files = _files_beside(path)
-    if files:
-        return tuple(_faults_of_files(files, source))
-    theirs = _facts(source)
-    if theirs is None:
-        return ()
+    if not path.is_dir():
+        return tuple(_faults_of_gguf(path, source, planned))
+    names = FILES if planned is None else [name for name in FILES if name in planned.files]
+    found = {name: path / name for name in names}
+    files = {name: each.read_bytes() for name, each in found.items() if each.is_file()}
+    missing = [] if planned is None else [name for name in names if name not in files]
+    faults = _faults_of_files(files, source, {} if planned is None else planned.files)
+    return (*(f"{name} is missing" for name in missing), *faults)
+
+
+def _faults_of_gguf(path: Path, source: ModelInfo, planned: Companions | None) -> Iterator[str]:
+    """A GGUF's metadata beside the source's tokenizer, or beside the plan where that is no data."""
     gguf = _gguf(path)
-    mine = None if gguf is None else facts_of_gguf(gguf.metadata)
-    if mine is None:
-        return ("it holds no tokenizer, and the source has one",)
-    return tuple(_compared(mine, theirs))
+    if gguf is None:
+        return
+    expected = None if planned is None else facts_of_gguf(planned.metadata or {})
+    mine, theirs = facts_of_gguf(gguf.metadata), _facts(source) or expected
+    if mine is None and expected is not None:
+        yield "it holds no tokenizer, and its backend writes one"
+    if mine is not None and theirs is not None:
+        yield from _compared(mine, theirs)
 
 
-def _faults_of_files(files: Mapping[str, bytes], source: ModelInfo) -> Iterator[str]:
+def _faults_of_files(
+    files: Mapping[str, bytes], source: ModelInfo, planned: Mapping[str, bytes]
+) -> Iterator[str]:
     """Files with the source's bytes agree; only where some differ is anything parsed."""
-    for name in _missing(files, source.files):
-        yield f"{name} is missing"
-    differing = list(_differing_files(files, source.files))
+    differing = [name for name, data in files.items() if data != source.files.get(name)]
     if not differing:
         return
     mine, theirs = facts_of_files(files), _facts(source)
+    known = mine is not None and theirs is not None
     compared = [] if mine is None or theirs is None else list(_compared(mine, theirs))
-    yield from compared or list(_probed(files, source)) or list(_unknown(differing, mine))
+    if compared:
+        yield from compared
+        return
+    probed = _probed(files, source)
+    if probed is not None:
+        yield from probed
+    elif not known:
+        yield from _unknown([name for name in differing if files[name] != planned.get(name)])
 
 
 def _facts(source: ModelInfo) -> TokenizerFacts | None:
@@ -87,33 +114,12 @@ def _facts(source: ModelInfo) -> TokenizerFacts | None:
     return facts_of_files(source.files)
 
 
-def _files_beside(path: Path) -> dict[str, bytes]:
-    """The tokenizer's files of an artifact that is a folder, or a file in one; not of a GGUF."""
-    if path.suffix.lower() == ".gguf":
-        return {}
-    folder = path if path.is_dir() else path.parent
-    found = {name: folder / name for name in FILES}
-    return {name: each.read_bytes() for name, each in found.items() if each.is_file()}
-
-
 def _gguf(path: Path) -> ModelInfo | None:
     try:
         with open_checkpoint(path, require_config=False) as opened:
             return opened.model if opened.model.kind == "gguf" else None
     except QconvError:
         return None  # told where the tensors are read
-
-
-def _differing_files(mine: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> Iterator[str]:
-    for name in FILES:
-        if name in mine and mine[name] != theirs.get(name):
-            yield name
-
-
-def _missing(mine: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> Iterator[str]:
-    for name in FILES:
-        if name in theirs and name not in mine:
-            yield name
 
 
 def _compared(mine: TokenizerFacts, theirs: TokenizerFacts) -> Iterator[str]:
@@ -127,8 +133,8 @@ def _compared(mine: TokenizerFacts, theirs: TokenizerFacts) -> Iterator[str]:
     if mine.merges is not None and theirs.merges is not None and mine.merges != theirs.merges:
         yield f"merges: {_first_difference(mine.merges, theirs.merges)}"
     for kind, token in theirs.special.items():
-        if kind in mine.special and mine.special[kind] != token:
-            yield f"{kind} is token {mine.special[kind]}, but the source's is {token}"
+        if mine.states_special and mine.special.get(kind) != token:
+            yield f"{kind} is token {mine.special.get(kind)}, but the source's is {token}"
     if mine.template != theirs.template:
         yield f"chat template: {_first_line(mine.template, theirs.template)}"
 
@@ -150,30 +156,51 @@ def _first_line(mine: str | None, theirs: str | None) -> str:
     return f"it has {len(mine)} characters, but the source's has {len(theirs)}"
 
 
-def _unknown(differing: list[str], mine: TokenizerFacts | None) -> Iterator[str]:
-    """Files that differ and were compared by no other means."""
-    if mine is None:
+def _unknown(differing: list[str]) -> Iterator[str]:
+    """Files that are neither the source's nor as planned, and were compared by no other means."""
+    if differing:
         yield f"{', '.join(differing)}: not the source's, and what differs cannot be told"
 
 
-def _probed(files: Mapping[str, bytes], source: ModelInfo) -> Iterator[str]:
-    """Tokenize probes with both; nothing is told where transformers is not there."""
-    if not any(name in source.files for name in _NEEDED):
-        return
-    from dataclasses import replace
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answers:
+    """What a tokenizer makes of the probes; of a conversation it refuses, the template itself."""
 
+    ids: tuple[list[int], ...]
+    conversation: str | None
+
+
+def _answers(model: ModelInfo) -> _Answers:
+    """Answers of the tokenizer in a model's files.
+
+    Raises:
+        BrokenPlugin: transformers, or what it needs, is not installed.
+        QconvError: the files cannot be loaded, or do not belong to the model.
+    """
     from qconv.calibration._tokenizer import ModelTokenizer
 
+    tokenizer = ModelTokenizer(model)
+    ids = tuple(tokenizer.ids(text) for text in PROBES)
+    said = tokenizer.rendered(CONVERSATION)
+    return _Answers(ids=ids, conversation=template_of(model.files) if said is None else said)
+
+
+def _probed(files: Mapping[str, bytes], source: ModelInfo) -> tuple[str, ...] | None:
+    """Tokenize probes with both; None where that cannot be done with the source's own."""
     try:
-        theirs = ModelTokenizer(source)
-        mine = ModelTokenizer(replace(source, files={**source.files, **files}))
-        for text in PROBES:
-            one, other = mine.ids(text), theirs.ids(text)
-            if one != other:
-                yield f"{text!r} becomes tokens {one[:12]}, but the source makes it {other[:12]}"
-                return
-        said, meant = mine.rendered(CONVERSATION), theirs.rendered(CONVERSATION)
-        if said != meant:
-            yield f"a conversation is rendered as {said!r:.80}, but by the source as {meant!r:.80}"
+        theirs = _answers(source)
+    except QconvError:
+        return None
+    try:
+        mine = _answers(replace(source, files={**source.files, **files}))
+    except BrokenPlugin:
+        return None
     except QconvError as error:
-        yield f"it cannot be loaded: {error}"
+        return (f"it cannot be loaded: {error}",)
+    for text, one, other in zip(PROBES, mine.ids, theirs.ids, strict=True):
+        if one != other:
+            return (f"{text!r} becomes tokens {one[:12]}, but the source makes it {other[:12]}",)
+    said, meant = mine.conversation, theirs.conversation
+    if said != meant:
+        return (f"a conversation is rendered as {said!r:.80}, but by the source as {meant!r:.80}",)
+    return ()

@@ -22,14 +22,17 @@ class TokenizerFacts:
     """A tokenizer. None, or nothing, where its files do not say.
 
     tokens: text of every token, by id
-    merges: pairs of byte-pair encoding, first to last, joined by a blank
+    merges: pairs of byte-pair encoding, first to last, joined by a blank; not None where the kind
+        of tokenizer needs them
     special: ids of ``bos_token`` and ``eos_token``
+    states_special: it is said which these are, so that one that is not there is missing
     template: of conversations
     """
 
     tokens: Mapping[int, str]
     merges: tuple[str, ...] | None
     special: Mapping[str, int]
+    states_special: bool
     template: str | None
 
 
@@ -39,7 +42,8 @@ def facts_of_files(files: Mapping[str, bytes]) -> TokenizerFacts | None:
     if not parsed:
         return None
     model = parsed.get("model")
-    tokens = _vocabulary(model if isinstance(model, dict) else {})
+    model = model if isinstance(model, dict) else {}
+    tokens = _vocabulary(model)
     for each in parsed.get("added_tokens") or ():
         if isinstance(each, dict) and isinstance(each.get("id"), int):
             tokens[each["id"]] = str(each.get("content"))
@@ -48,9 +52,10 @@ def facts_of_files(files: Mapping[str, bytes]) -> TokenizerFacts | None:
     named = {kind: _text(config.get(kind)) for kind in _SPECIAL}
     return TokenizerFacts(
         tokens=tokens,
-        merges=_merges(model if isinstance(model, dict) else {}),
+        merges=_merges(model.get("type") == "BPE", model.get("merges")),
         special={kind: ids[text] for kind, text in named.items() if text in ids},
-        template=_template(files, config),
+        states_special="tokenizer_config.json" in files,
+        template=template_of(files),
     )
 
 
@@ -60,13 +65,14 @@ def facts_of_gguf(metadata: Mapping[str, GgufValue]) -> TokenizerFacts | None:
     tokens = values.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, (list, tuple)):
         return None
-    merges: Any = values.get("tokenizer.ggml.merges")
+    merges = values.get("tokenizer.ggml.merges")
     ids = {kind: values.get(f"tokenizer.ggml.{key}") for kind, key in _SPECIAL.items()}
     template = values.get("tokenizer.chat_template")
     return TokenizerFacts(
         tokens=dict(enumerate(map(str, tokens))),
-        merges=None if merges is None else tuple(map(str, merges)),
+        merges=_merges(values.get("tokenizer.ggml.model") == "gpt2", merges),
         special={kind: each for kind, each in ids.items() if isinstance(each, int)},
+        states_special=True,
         template=template if isinstance(template, str) else None,
     )
 
@@ -80,18 +86,24 @@ def _vocabulary(model: Mapping[str, Any]) -> dict[int, str]:
     return {}
 
 
-def _merges(model: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Older files join the two halves by a blank, newer ones list them."""
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        return None
+def _merges(
+    needed: bool,  # noqa: FBT001 - said by the kind of tokenizer
+    merges: object,
+) -> tuple[str, ...] | None:
+    """Older files join the two halves by a blank, newer ones list them; none where some must be."""
+    if not isinstance(merges, (list, tuple)):
+        return () if needed else None
     return tuple(" ".join(each) if isinstance(each, list) else str(each) for each in merges)
 
 
-def _template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
+def template_of(files: Mapping[str, bytes]) -> str | None:
+    """The chat template in companion files, the default one of several; None where there is none.
+
+    files: by name
+    """
     if "chat_template.jinja" in files:
         return files["chat_template.jinja"].decode("utf-8", "replace")
-    said = config.get("chat_template")
+    said = _json(files.get("tokenizer_config.json")).get("chat_template")
     if isinstance(said, list):  # several by name
         named = {each.get("name"): each.get("template") for each in said if isinstance(each, dict)}
         said = named.get("default")

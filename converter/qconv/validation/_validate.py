@@ -18,6 +18,7 @@ from qconv.validation._files import digests_of, files_of, source_digest
 from qconv.validation._gates import check_names, grid_class, judge
 from qconv.validation._matching import match
 from qconv.validation._model import ModelFound, Running, check_model
+from qconv.validation._planned import companions_of
 from qconv.validation._results import ArtifactResult, RuntimeResult, Validation, worst
 from qconv.validation._runtime import Engine
 from qconv.validation._tokenizer import tokenizer_faults
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from qconv.memory import VramResult
     from qconv.validation._bytes import Progress
     from qconv.validation._matching import Match
+    from qconv.validation._planned import Companions
 
 Depth = Literal["bytes", "model", "runtime"]
 
@@ -154,7 +156,8 @@ class _Validating:
         except UnreadableInput as error:
             return self._unreadable(digests, error)
         found = check_bytes(matched, self.source, progress=self.progress)
-        faults = [*found.faults, *self._tokenizer()]
+        planned = self._planned(matched)
+        faults = [*found.faults, *self._tokenizer(planned)]
         faults += plugin_faults(self.host, matched, self.source)
         made = ModelFound(reason=_NOT_RUN)
         runtimes: tuple[RuntimeResult, ...] = ()
@@ -209,8 +212,14 @@ class _Validating:
             return predict_artifact(self.path, context=self.request.context)
         return None
 
-    def _tokenizer(self) -> tuple[str, ...]:
-        faults = tokenizer_faults(self.path, self.source.model)
+    def _planned(self, matched: Match) -> Companions | None:
+        """What lies beside the weights; None where that takes options that nobody gave."""
+        with contextlib.suppress(QconvError):
+            return companions_of(matched.layout())
+        return None
+
+    def _tokenizer(self, planned: Companions | None) -> tuple[str, ...]:
+        faults = tokenizer_faults(self.path, self.source.model, planned)
         return tuple(f"tokenizer: {each}" for each in faults)
 
     def _run(self, matched: Match) -> tuple[ModelFound, tuple[RuntimeResult, ...]]:
