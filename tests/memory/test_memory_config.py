@@ -251,3 +251,37 @@ def test_periods_of_no_layers_and_lists_that_are_none_are_refused() -> None:
         shape_of_config(written("jamba") | {"attn_layer_period": 0, "layer_types": None})
     with pytest.raises(UnreadableInput, match="'attn_layer_indices' is 'all', but must list"):
         shape_of_config({**QWEN3_06B, "model_type": "bamba", "attn_layer_indices": "all"})
+
+
+def test_dbrx_keeps_its_key_value_heads_and_experts_a_level_deeper():
+    config = {
+        "architectures": ["DbrxForCausalLM"],
+        "model_type": "dbrx",
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000},
+        "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+        "d_model": 6144,
+        "n_heads": 48,
+        "n_layers": 40,
+        "max_seq_len": 32768,
+        "vocab_size": 100352,
+    }
+    assert kept(config, 1024) == 40 * 1024 * 2 * 8 * 128 * 2
+    assert shape_of_config(config).inner == 4 * 10752
+
+
+def test_chatglm_shares_heads_among_groups_of_queries_and_makes_text():
+    config = {
+        "architectures": ["ChatGLMModel"],
+        "model_type": "chatglm",
+        "ffn_hidden_size": 13696,
+        "hidden_size": 4096,
+        "kv_channels": 128,
+        "multi_query_attention": True,
+        "multi_query_group_num": 2,
+        "num_attention_heads": 32,
+        "num_layers": 28,
+        "padded_vocab_size": 65024,
+        "seq_length": 32768,
+    }
+    assert kept(config, 1024) == 28 * 1024 * 2 * 2 * 128 * 2
+    assert shape_of_config(config).vocab == 65024

@@ -88,6 +88,23 @@ def test_the_longest_context_is_exact() -> None:
     assert high <= verdict.budget < predict(shape, Q4_K_M, setting(context=longest + 1)).high
 
 
+def test_the_longest_context_is_the_same_whatever_is_asked() -> None:
+    """512 tokens are a step of some runtimes; for transformers they are a whole prompt."""
+    shape = shape_of_config(LLAMA_8B)
+    for runtime in ("llama.cpp", "vllm", "transformers", "onnxruntime"):
+        found = {
+            judge(shape, Q4_K_M, make_setting(runtime, context=context), 24 * GIB)[1].max_context
+            for context in (511, 512, 513, 2047, 2048, 2049)
+        }
+        assert len(found) == 1, (runtime, found)
+
+
+def test_onnxruntime_may_hold_scores_of_every_pair_of_tokens() -> None:
+    shape = shape_of_config(LLAMA_8B)
+    high = predict(shape, Q4_K_M, make_setting("onnxruntime", context=4096)).high
+    assert high > Q4_K_M.total + 2 * 4 * 32 * 4096**2
+
+
 def test_ways_to_make_it_fit_are_told_by_what_they_give_up() -> None:
     shape = shape_of_config(LLAMA_8B)
     asked, verdict = judge(shape, Q4_K_M, setting(context=24576), 8 * GIB)

@@ -46,6 +46,13 @@ _ENCODERS = frozenset(
 
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 
+#: Where DBRX and MPT keep numbers, and which of them matter.
+_NESTED = ("attn_config", "ffn_config")
+_OF_NESTED = ("kv_n_heads", "ffn_hidden_size", "moe_top_k")
+
+#: Model types that make text, whatever their architectures are called.
+_SPEAKING = frozenset({"chatglm"})
+
 #: Ends of the architectures in a config that give logits token by token.
 _DECODERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -74,12 +81,13 @@ def shape_of_config(config: Mapping[str, Any], name: str = "config.json") -> Mod
         family=family,
         layers=_layers(text, notes) if decodes else ((),) * _count(text.numbers),
         hidden=_hidden(text.numbers),
-        vocab=(text.numbers.find("vocab_size") or 0) if decodes else 0,
+        vocab=(text.numbers.find("vocab_size", "padded_vocab_size") or 0) if decodes else 0,
         inner=_inner(text.numbers),
         heads=_query_values(text.numbers),
         context_length=text.numbers.find(
             "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"
         ),
+        query_heads=text.numbers.find(*_HEADS) or 0,
         notes=tuple(notes),
     )
 
@@ -93,11 +101,15 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if value is not None}
+    nested = [each for each in map(config.get, _NESTED) if isinstance(each, Mapping)]
+    inner = {key: each[key] for each in nested for key in _OF_NESTED if key in each}
+    return {key: each for key, each in {**inner, **config}.items() if each is not None}
 
 
 def _decodes(config: Mapping[str, Any]) -> bool:
     """Whether the model makes text token by token, and so keeps what it has seen."""
+    if config.get("model_type") in _SPEAKING:
+        return True
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         return config.get("model_type") not in _ENCODERS
@@ -137,7 +149,10 @@ def _kv_heads(text: TextConfig, layers: int) -> list[int]:
     """Key-value heads of every layer; as many as queries where nothing says otherwise."""
     if _one_for_all(text):
         return [1] * layers
-    written = text.numbers.per_layer(layers, "num_key_value_heads", "num_kv_heads", "n_head_kv")
+    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
+    if text.values.get("multi_query_attention"):  # ChatGLM: groups of queries share a head
+        names = ("multi_query_group_num", *names)
+    written = text.numbers.per_layer(layers, *names)
     return written or [text.numbers.find(*_HEADS) or 0] * layers
 
 
@@ -209,5 +224,5 @@ def _inner(numbers: Numbers) -> int:
     dense = numbers.largest("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
     dense = dense or 4 * _hidden(numbers)
     expert = numbers.find("moe_intermediate_size", "expert_ffn_hidden_size")
-    used = numbers.find("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+    used = numbers.find("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
     return max(dense, (expert or dense) * used) if used else dense

@@ -96,6 +96,7 @@ def shape_of_gguf(
         inner=_inner(numbers, hidden),
         heads=max(1, heads * (numbers.find("attention.key_length") or hidden // max(1, heads))),
         context_length=numbers.find("context_length"),
+        query_heads=heads,
         notes=tuple(notes),
     )
 

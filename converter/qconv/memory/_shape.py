@@ -58,6 +58,7 @@ class ModelShape:
     hidden, vocab: sizes; vocab is 0 where no logits are computed
     inner: widest intermediate of a feed-forward layer, over the experts a token goes through
     heads: values of a token's queries
+    query_heads: how many heads these are of; 0 where nothing attends
     context_length: the longest the model was made for; None where it sets no limit
     notes: what was assumed while reading, for people
     """
@@ -69,6 +70,7 @@ class ModelShape:
     inner: int
     heads: int
     context_length: int | None
+    query_heads: int = 0
     notes: tuple[str, ...] = ()
 
     @property

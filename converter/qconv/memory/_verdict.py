@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qconv.errors import UnsupportedGrid
 from qconv.memory._cache import layer_nbytes
-from qconv.memory._predict import CACHES, predict
+from qconv.memory._predict import CACHES, STEPS, predict
 from qconv.memory._working import working_nbytes
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def _answer(
 
 
 def with_context(setting: Setting, context: int) -> Setting:
-    """The same setting, of another context."""
-    whole = setting.step == setting.context
+    """The same setting, of another context; runtimes that read a prompt at once read all of it."""
+    whole = STEPS[setting.runtime] is None
     return replace(setting, context=context, step=context if whole else setting.step)
 
 

@@ -112,13 +112,17 @@ def _packed(shape: ModelShape, setting: Setting, device: str) -> Pair:
 
 
 def _onnx(shape: ModelShape, setting: Setting, device: str) -> Pair:
-    """In the graph's float32; logits of every token that is given, a prompt at once at worst."""
+    """In the graph's float32; logits of every token that is given, a prompt at once at worst.
+
+    Attention is plain operators: scores of every head and pair of tokens, and their softmax.
+    """
     del device
     tokens = setting.batch * setting.context
     logits = (4 * setting.batch * shape.vocab, 4 * tokens * shape.vocab)
     least = 4 * setting.batch * (2 * shape.hidden + shape.inner)
     # onnxruntime plans its buffers per run, and its arena grows by doubling
     most = 2 * 4 * tokens * (4 * shape.hidden + 2 * shape.inner + 2 * shape.heads)
+    most += 2 * 4 * tokens * setting.context * shape.query_heads
     return logits, (least, most)
 
 
