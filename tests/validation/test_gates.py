@@ -8,7 +8,15 @@ import pytest
 
 from qconv.errors import UsageError
 from qconv.memory import VramResult
-from qconv.validation import ArtifactResult, LogitsResult, Spread, TensorResult, to_json, worst
+from qconv.validation import (
+    ArtifactResult,
+    LogitsResult,
+    RuntimeResult,
+    Spread,
+    TensorResult,
+    to_json,
+    worst,
+)
 from qconv.validation._gates import check_names, grid_class, judge
 
 LARGE, SMALL, TINY = 7_000_000_000, 500_000_000, 100_000_000
@@ -163,3 +171,23 @@ def test_results_are_strict_json():
     assert made["tensors"][0]["shape"] == [64, 64]
     assert made["vram"] is None
     assert made["digests"] == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "weights", "limit"),
+    [
+        ("float", LARGE, 0.005),
+        ("4-bit", LARGE, 0.02),
+        ("4-bit", SMALL, 0.04),
+        ("float", TINY, 0.04),
+    ],
+)
+def test_an_engine_may_add_what_rounded_inputs_do_to_a_model_of_this_size(grid, weights, limit):
+    ran = RuntimeResult(engine="toy", version=None, against_decoded=logits(1.5 * limit))
+    result = replace(artifact(None), grid_class=grid, runtimes=(ran,))
+    (gate,) = (
+        each
+        for each in judge(result, {}, weights=weights, reason="nobody ran it")
+        if each.name == "engine"
+    )
+    assert (gate.limit, gate.status) == (pytest.approx(limit), "warn")

@@ -82,7 +82,15 @@ def test_one_window_says_nothing_of_the_interval():
     assert total(windows(1)).ratio_interval == (0, math.inf)
 
 
-def test_what_the_scored_has_beyond_the_vocabulary_is_left_out():
+def test_more_of_a_vocabulary_is_no_difference_where_it_is_never_likely():
     tokens, reference, scored = next(windows(1))
-    padded = torch.cat([scored, torch.full((len(tokens), 3), 99.0)], dim=1)
+    padded = torch.cat([scored, torch.full((len(tokens), 3), -1e9)], dim=1)
     assert total([(tokens, reference, padded)]) == total([(tokens, reference, scored)])
+
+
+def test_a_token_that_the_source_does_not_have_may_not_be_the_likeliest():
+    tokens, reference, _ = next(windows(1))
+    padded = torch.cat([reference, torch.full((len(tokens), 3), 99.0)], dim=1)
+    found = total([(tokens, reference, padded)])
+    assert found.same_top1 == 0
+    assert found.kl.median > 50

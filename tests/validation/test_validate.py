@@ -113,8 +113,8 @@ def test_the_engine_is_compared_with_the_decoded_weights(source, out):
     assert {each.name: each.status for each in result.gates}["engine"] == "pass"
 
 
-def test_another_rope_base_in_the_metadata_is_seen_by_the_engine_alone(source, out, tmp_path):
-    """The tensors are right, so only the engine, which reads the metadata, can tell."""
+def test_another_rope_base_in_the_metadata_is_seen_by_the_engine(source, out, tmp_path):
+    """The tensors are right, and of what runs only the engine reads the metadata."""
     import shutil
     import struct
 

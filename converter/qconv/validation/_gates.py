@@ -61,9 +61,11 @@ _SMALL: tuple[tuple[int, Mapping[str, float]], ...] = (
 #: Beyond its default limit a figure is a warning, beyond this many times as much it is a failure.
 _FAILS_AT = 2.0
 
-#: Mean divergence of the engine from the decoded weights: engines round inputs to 8 bits, and small
-#: models mind (llama.cpp: 0.04 for SmolLM2-135M as Q4_K_M).
-_ENGINE = 0.1
+#: The class whose mean divergence an engine may add to that of the decoded weights, by whether
+#: weights are quantized: engines round inputs to 8 bits where weights are, and small models mind
+#: (llama.cpp: 0.04 nats for SmolLM2-135M as Q4_K_M); elsewhere they compute in 16 bits at worst,
+#: which with bfloat16 is 8 significant ones.
+_ENGINE = {True: "8-bit, inputs too", False: "8-bit"}
 
 #: Bits of a code, in names of grids and types: ``Q4_K``, ``int4_g128``, ``fp8_channel``, ``nf4``.
 _CODE_BITS = re.compile(r"(?:iq|q|u?int|fp|nf|mxfp|nvfp)(\d)(?!\d)")
@@ -256,8 +258,10 @@ def judge(
             why = f"default for {result.grid_class}{why}"
             found.append(_default(result, name, limit, why, reason))
     for runtime in result.runtimes:
-        why = "engines may round inputs, no more"
-        found.append(_default(result, "engine", _ENGINE, why, runtime.reason or reason))
+        quantized = result.grid_class != "float"
+        limit, more = _of_size("kl", CLASSES[_ENGINE[quantized]][1].kl, weights)
+        why = f"engines may round inputs{' to 8 bits' if quantized else ''}, no more{more}"
+        found.append(_default(result, "engine", limit, why, runtime.reason or reason))
     named = {each.name: each for each in found}
     for name, limit in gates.items():
         named[name] = _asked(result, name, limit, reason)

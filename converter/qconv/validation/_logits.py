@@ -49,8 +49,8 @@ class LogitsSum:
         """Add one window.
 
         window: (tokens,) int64
-        reference, scored: (tokens, vocabulary) logits; what the scored has beyond the reference's
-            vocabulary (padding) is left out
+        reference, scored: (tokens, vocabulary) logits; the scored may have more: what it gives to
+            tokens that the reference has none of is taken from the others, and may be the likeliest
         """
         import torch
 
@@ -58,8 +58,9 @@ class LogitsSum:
         for start in range(0, len(window), _POSITIONS):
             stop = min(len(window), start + _POSITIONS)
             log_p = torch.log_softmax(reference[start:stop].float(), -1)
-            log_q = torch.log_softmax(scored[start:stop, : log_p.shape[-1]].float(), -1)
-            found.append((log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64).cpu())
+            log_q = torch.log_softmax(scored[start:stop].float(), -1)
+            shared = log_q[:, : log_p.shape[-1]]
+            found.append((log_p.exp() * (log_p - shared)).sum(-1, dtype=torch.float64).cpu())
             self._rank(log_p, log_q)
             after = window[start + 1 : stop + 1].to(log_p.device)
             p = log_p[: len(after)].gather(1, after[:, None]).double()

@@ -64,8 +64,15 @@ class Engine:
         began = time.monotonic()
         try:
             found = self._runtime.logits(window.tolist()).to(expected.device)
-        except (QconvError, RuntimeError) as error:
-            self.reason = f"{self.name} fails on a window of {len(window)} tokens: {error}"
+        except Exception as error:  # noqa: BLE001 - engines raise what they like
+            told = error if isinstance(error, QconvError) else f"{type(error).__name__}: {error}"
+            self.reason = f"{self.name} fails on a window of {len(window)} tokens: {told}"
+            return
+        if found.ndim != 2 or len(found) != len(window) or found.shape[1] < expected.shape[1]:
+            self.reason = (
+                f"{self.name} gives logits of shape {tuple(found.shape)} for a window of "
+                f"{len(window)} tokens, but the source's are {tuple(expected.shape)}"
+            )
             return
         self.seconds += time.monotonic() - began
         self._against_source.add(window, expected, found)

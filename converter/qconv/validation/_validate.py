@@ -19,8 +19,15 @@ from qconv.validation._gates import check_names, grid_class, judge
 from qconv.validation._matching import match
 from qconv.validation._model import ModelFound, Running, check_model
 from qconv.validation._planned import companions_of
-from qconv.validation._results import ArtifactResult, RuntimeResult, Validation, worst
+from qconv.validation._results import (
+    ArtifactResult,
+    GateResult,
+    RuntimeResult,
+    Validation,
+    worst,
+)
 from qconv.validation._runtime import Engine
+from qconv.validation._settings import settings_faults
 from qconv.validation._tokenizer import tokenizer_faults
 
 if TYPE_CHECKING:
@@ -156,8 +163,9 @@ class _Validating:
         except UnreadableInput as error:
             return self._unreadable(digests, error)
         found = check_bytes(matched, self.source, progress=self.progress)
-        planned = self._planned(matched)
+        planned, unplanned = self._planned(matched)
         faults = [*found.faults, *self._tokenizer(planned)]
+        faults += [] if planned is None else settings_faults(self.path, planned)
         faults += plugin_faults(self.host, matched, self.source)
         made = ModelFound(reason=_NOT_RUN)
         runtimes: tuple[RuntimeResult, ...] = ()
@@ -180,7 +188,8 @@ class _Validating:
             faults=tuple(faults),
             status="unmeasured",
         )
-        return self._judged(result, made.reason or _NOT_RUN, predicts=not made.headless)
+        judged = self._judged(result, made.reason or _NOT_RUN, predicts=not made.headless)
+        return judged if unplanned is None else _with_settings_unmeasured(judged, unplanned)
 
     def _judged(
         self, result: ArtifactResult, reason: str, *, predicts: bool = True
@@ -212,11 +221,12 @@ class _Validating:
             return predict_artifact(self.path, context=self.request.context)
         return None
 
-    def _planned(self, matched: Match) -> Companions | None:
-        """What lies beside the weights; None where that takes options that nobody gave."""
-        with contextlib.suppress(QconvError):
-            return companions_of(matched.layout())
-        return None
+    def _planned(self, matched: Match) -> tuple[Companions | None, str | None]:
+        """What lies beside the weights; or why not, where that takes options that nobody gave."""
+        try:
+            return companions_of(matched.layout()), None
+        except QconvError as error:
+            return None, f"{error}; name the target with the options it was made with (--target)"
 
     def _tokenizer(self, planned: Companions | None) -> tuple[str, ...]:
         faults = tokenizer_faults(self.path, self.source.model, planned)
@@ -243,6 +253,15 @@ class _Validating:
             Unsupported
         ) as error:  # the source is of a kind that cannot be run, which is no fault
             return ModelFound(reason=str(error)), ()
+
+
+def _with_settings_unmeasured(result: ArtifactResult, reason: str) -> ArtifactResult:
+    """What could not be compared is a gate, so that it is seen and never passes."""
+    gate = GateResult(
+        name="settings", value=None, limit=0.0, relation="<=", status="unmeasured", why=reason
+    )
+    status = worst((result.status, gate.status))
+    return replace(result, gates=(*result.gates, gate), status=status)
 
 
 def _bits(found: BytesFound) -> float:
