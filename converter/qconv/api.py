@@ -171,6 +171,7 @@ def convert(
             force=force,
             observer=watch,
             verify=check,
+            remembered=check.remembered if check else None,
         )
     return replace(done, checked=tuple(check.checked) if check else ())
 
@@ -433,13 +434,7 @@ def _make_check(chosen: _Chosen, checkpoint: OpenedSource) -> QuickCheck:
     """What looks at artifacts before they get their names."""
     from qconv.validation import QuickCheck
 
-    chain = chosen.chain
-    return QuickCheck(
-        checkpoint,
-        chosen.host,
-        plain=not chain.transforms,
-        nearest=chain.calibration != "needed" and chosen.calibration is None,
-    )
+    return QuickCheck(checkpoint, chosen.host)
 
 
 def _make_steps(host: Host, chain: Chain) -> Steps:

@@ -190,7 +190,7 @@ def test_a_conversion_that_would_write_a_damaged_file_writes_none(source, tmp_pa
 
     monkeypatch.setattr(_packing, "pack", broken)
     with pytest.raises(
-        GateFailed, match=r"gguf:q4_0: the artifact is not what was planned.*--no-val"
+        GateFailed, match=r"gguf:q4_0: the artifact does not hold what was encoded.*--no-val"
     ):
         qconv.convert(source, "gguf:q4_0", out=tmp_path)
     assert not list(tmp_path.iterdir())

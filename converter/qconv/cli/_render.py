@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._output import UNBOUNDED, console, printable, write_line
+from ._output import UNBOUNDED, console, printable, warn, write_line
 from ._sizes import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def render_conversion(conversion: Conversion) -> None:
     _print_artifacts(conversion.artifacts)
     for each in conversion.checked:
         write_line(_checked_line(each))
+        warn(f"{each.target}: {text}; see qconv validate" for text in each.warnings)
     weights = sum(artifact.weights for artifact in conversion.artifacts)
     speed = weights / max(1e-9, conversion.seconds)
     write_line(f"done in {format_seconds(conversion.seconds)}, {format_count(speed)} weights/s")
@@ -137,11 +138,17 @@ def render_conversion(conversion: Conversion) -> None:
 def _checked_line(checked: Checked) -> str:
     if checked.reason is not None:
         return f"{checked.target}: not read back: {checked.reason}"
+    unseen = f"; not decoded: {_some(checked.unseen)}" if checked.unseen else ""
     return (
-        f"{checked.target}: read back, {checked.tensors} tensors accounted for, "
-        f"{checked.decoded} of them ({checked.share:.0%} of the weights) decoded and compared; "
-        "predictions unmeasured: see qconv validate"
+        f"{checked.target}: read back, {checked.tensors} tensors accounted for, rows of "
+        f"{checked.decoded} ({checked.share:.1%} of the weights) decoded: they are what the method "
+        f"computed{unseen}; predictions unmeasured: see qconv validate"
     )
+
+
+def _some(kinds: Sequence[str]) -> str:
+    more = f" and {len(kinds) - 3} more kinds" if len(kinds) > 3 else ""
+    return ", ".join(kinds[:3]) + more
 
 
 def render_transcoding(transcoding: Transcoding) -> None:

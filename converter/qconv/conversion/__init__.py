@@ -9,6 +9,7 @@ from qconv.conversion._json import ConversionJson, TranscodingJson
 from qconv.conversion._measuring import input_errors
 from qconv.conversion._outputs import check_outputs
 from qconv.conversion._pipeline import Conversion, run
+from qconv.conversion._remembered import KeptRows, Remembered, kinds_of
 from qconv.conversion._transcoding import Transcoding, transcode
 
 __all__ = [
@@ -16,12 +17,15 @@ __all__ = [
     "Checked",
     "Conversion",
     "ConversionJson",
+    "KeptRows",
     "Passes",
+    "Remembered",
     "Steps",
     "Transcoding",
     "TranscodingJson",
     "check_outputs",
     "input_errors",
+    "kinds_of",
     "run",
     "transcode",
 ]

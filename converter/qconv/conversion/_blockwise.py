@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from qconv.checkpoint import Checkpoint
     from qconv.conversion._notes import Notes
+    from qconv.conversion._remembered import Remembered
     from qconv.conversion._slabs import Job
-    from qconv.conversion._work import Encoded, Rounding
+    from qconv.conversion._work import Encoded, Rounding, RowSource
     from qconv.model import BlockInfo, BlockModel, Hidden, LiveBlock, Topology
     from qconv.planning import Plan
     from qconv.plugin import BlockRounder, Event, Rounder, Transform
@@ -110,6 +111,7 @@ class Blockwise:
 
     done: slabs each target has already
     notes: takes what the user should know of what was met on the way
+    remembered: takes down what rows decode to; None: nobody asks
     known: topologies found so far: blocks of a kind share one
     """
 
@@ -122,6 +124,7 @@ class Blockwise:
     executor: Executor
     observer: Callable[[Event], None]
     notes: Notes
+    remembered: Remembered | None = None
     known: list[Topology] = field(default_factory=list)
 
     def encoded(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Encoded]]:
@@ -147,12 +150,7 @@ class Blockwise:
             if floats is not None:
                 floats.close()
         rounding = ByRounder(rounder=self.steps.rounder, statistics=statistics)
-        worker = Worker(
-            source=self.checkpoint,
-            rounding=rounding,
-            backends=[target.backend for target in self.plan.targets],
-            done=self.done,
-        )
+        worker = self._worker(self.checkpoint, rounding, self.done)
         with self._rounding():
             slabs = pending_slabs(self.plan, outside, self.done)
             yield from encode_ahead(self.executor, worker, slabs, self.plan.threads)
@@ -311,17 +309,24 @@ class Blockwise:
 
         lacking_only: False: also quantize what all targets have, for what comes after
         """
-        worker = Worker(
-            source=source,
-            rounding=rounding,
-            backends=[target.backend for target in self.plan.targets],
-            done=self.done if lacking_only else [frozenset() for _ in self.done],
-        )
+        done = self.done if lacking_only else [frozenset() for _ in self.done]
+        worker = self._worker(source, rounding, done)
         wanted = [job for job in jobs if not lacking_only or self._lacks(job)]
         with self._rounding():
             pending = ((job, 0, job.rows) for job in wanted)
             for job, encoded in encode_ahead(self.executor, worker, pending, self.plan.threads):
                 yield job, [each for each in encoded if each[1] not in self.done[each[0]]]
+
+    def _worker(
+        self, source: RowSource, rounding: Rounding, done: Sequence[frozenset[Slab]]
+    ) -> Worker:
+        return Worker(
+            source=source,
+            rounding=rounding,
+            backends=[target.backend for target in self.plan.targets],
+            done=done,
+            remembered=self.remembered,
+        )
 
     def _lacks(self, job: Job) -> bool:
         return any(

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What the short form of validation looked at, and found in order.
+    """What the check after a conversion looked at, and found in order.
 
     tensors: accounted for
-    decoded: of them, those decoded and compared
-    share: of the values that were decoded, 0 to 1
+    decoded: of them, those of which rows were decoded and are, bit for bit, what was encoded
+    share: of the values of all tensors, those compared so; 0 to 1
+    unseen: kinds of tensors of which none was decoded: names, with ``*`` for numbers
+    warnings: what a user should look at, and is no proof that the artifact is wrong
     reason: why nothing was looked at; None when it was
     """
 
@@ -23,6 +25,8 @@ class Checked:
     tensors: int = 0
     decoded: int = 0
     share: float = 0.0
+    unseen: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     reason: str | None = None
 
     def to_json(self) -> CheckedJson:
@@ -32,5 +36,7 @@ class Checked:
             "tensors": self.tensors,
             "tensors_decoded": self.decoded,
             "share_decoded": self.share,
+            "kinds_not_decoded": list(self.unseen),
+            "warnings": list(self.warnings),
             "reason": self.reason,
         }

@@ -58,8 +58,10 @@ class CalibratedJson(TypedDict):
 class CheckedJson(TypedDict):
     """What was looked at of an artifact before it got its name, and found in order.
 
-    tensors: accounted for; tensors_decoded: of them, those compared with the source
+    tensors: accounted for; tensors_decoded: of them, those compared with what was encoded
     share_decoded: of the values, 0 to 1
+    kinds_not_decoded: names of tensors of which none was compared, with ``*`` for numbers
+    warnings: what is no proof that the artifact is wrong, but should be looked at
     reason: why nothing was looked at
     """
 
@@ -67,6 +69,8 @@ class CheckedJson(TypedDict):
     tensors: int
     tensors_decoded: int
     share_decoded: float
+    kinds_not_decoded: list[str]
+    warnings: list[str]
     reason: Optional[str]  # noqa: UP045 - read at run time, on Python 3.10 too
 
 

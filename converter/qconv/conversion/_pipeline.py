@@ -29,7 +29,7 @@ from qconv.conversion._partial import partial_nbytes
 from qconv.conversion._rounding import ByRounder
 from qconv.conversion._slabs import make_jobs
 from qconv.conversion._work import Worker
-from qconv.errors import NotEnoughResources, QconvError, UsageError
+from qconv.errors import BrokenPlugin, NotEnoughResources, QconvError, UsageError
 from qconv.planning import check_disk
 from qconv.plugin import (
     ArtifactFinished,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from qconv.conversion._blockwise import Passes
     from qconv.conversion._checked import Checked
     from qconv.conversion._json import CalibratedJson, ConversionJson
+    from qconv.conversion._remembered import Remembered
     from qconv.conversion._slabs import Job
     from qconv.conversion._work import Encoded, Rounding
     from qconv.planning import Plan, TargetPlan
@@ -98,19 +99,23 @@ def run(
     passes: Passes | None = None,
     force: bool = True,
     verify: Verify | None = None,
+    remembered: Remembered | None = None,
 ) -> Conversion:
     """Carry out ``plan``; its outputs must have been checked before.
 
     steps: of the method chain; or whoever has the codes already, and then there are no ``passes``
     passes: the forward passes that statistics come from; None for a chain that needs none
     force: replace also an output that has appeared since the check
-    verify: raises where the whole artifact of a target, at that path, must not be sealed
+    verify: raises where the whole artifact of a target, at that path, must not be sealed: a
+        BrokenPlugin where that cannot be told, and it is kept for a run that goes on without
+    remembered: is filled with what rows decode to, for ``verify``
 
     Raises:
         OutputExists: an output has appeared since the check, and ``force`` is False.
         NotEnoughResources: the disk is or becomes full.
         UnreadableInput: a weight is NaN or infinite, or the source changed under way.
         GateFailed: an expert saw fewer calibration tokens than asked for.
+        Exception: what ``verify`` raises; the artifacts it does not refuse are sealed before that.
     """
     began = time.monotonic()
     try:
@@ -128,7 +133,7 @@ def run(
             ]
             notes = Notes()
             artifacts = _Run(
-                plan, checkpoint, steps, passes, writers, observer, notes, verify
+                plan, checkpoint, steps, passes, writers, observer, notes, verify, remembered
             ).carried_out()
     except BaseException as error:
         observer(ConversionFailed(error=error))
@@ -156,9 +161,12 @@ class _Run:
     observer: Observer
     notes: Notes
     verify: Verify | None
+    remembered: Remembered | None
 
     def carried_out(self) -> tuple[Artifact, ...]:
         """Encode and write what is lacking, then seal."""
+        if self.remembered is not None:
+            self.remembered.begin(self.plan.targets, [writer.done for writer in self.writers])
         self.observer(_started(self.plan, self.writers))
         try:
             with workers(self.plan.threads) as executor:
@@ -172,21 +180,29 @@ class _Run:
             raise
         for writer in self.writers:
             writer.complete()
-        self._verify()
-        return tuple(_seal(writer, self.observer) for writer in self.writers)
+        refused = self._refused()
+        sealed = tuple(
+            _seal(writer, self.observer) for writer in self.writers if writer not in refused
+        )
+        if refused:
+            raise _all_of(list(refused.values()), [artifact.target for artifact in sealed])
+        return sealed
 
-    def _verify(self) -> None:
+    def _refused(self) -> dict[ArtifactWriter, Exception]:
+        """Artifacts that must not be sealed, and why. Thrown away, unless that is not certain."""
+        refused: dict[ArtifactWriter, Exception] = {}
         if self.verify is None:
-            return
-        try:
-            for target, writer in zip(self.plan.targets, self.writers, strict=True):
+            return refused
+        for target, writer in zip(self.plan.targets, self.writers, strict=True):
+            try:
                 self.verify(target, writer.staged)
-        except (MemoryError, OSError, NotEnoughResources):
-            raise  # another try may do
-        except Exception:
-            for writer in self.writers:
-                writer.discard()
-            raise
+            except (MemoryError, OSError, NotEnoughResources):
+                raise  # another try may do
+            except Exception as error:
+                refused[writer] = error
+                if not isinstance(error, BrokenPlugin):
+                    writer.discard()
+        return refused
 
     def _encoded(self, executor: Executor) -> Iterator[tuple[Job, Encoded]]:
         """Everything that some target lacks, encoded."""
@@ -207,6 +223,7 @@ class _Run:
                 executor=executor,
                 observer=self.observer,
                 notes=self.notes,
+                remembered=self.remembered,
             )
             yield from blockwise.encoded(jobs)
             return
@@ -215,6 +232,7 @@ class _Run:
             rounding=self._rounding(),
             backends=[target.backend for target in self.plan.targets],
             done=done,
+            remembered=self.remembered,
         )
         with torch_threads(1):
             slabs = pending_slabs(self.plan, jobs, done)
@@ -253,6 +271,17 @@ def _write(
                 last=slab.stop == job.rows,
             )
         )
+
+
+def _all_of(errors: Sequence[Exception], sealed: Sequence[str]) -> Exception:
+    """One error for all artifacts that are refused. sealed: labels of the others"""
+    first = errors[0]
+    if not isinstance(first, QconvError) or (len(errors) == 1 and not sealed):
+        return first
+    told = "; ".join(str(error) for error in errors)
+    error = type(first)(f"{told}; written all the same: {', '.join(sealed) or 'nothing'}")
+    error.__cause__ = first
+    return error
 
 
 def _seal(writer: ArtifactWriter, observer: Observer) -> Artifact:

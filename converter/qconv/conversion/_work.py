@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from qconv.conversion._remembered import Remembered
     from qconv.conversion._slabs import Job
     from qconv.grids import Grid
     from qconv.plugin import Backend, TensorPlan
@@ -55,12 +56,14 @@ class Worker:
 
     backends: of each target
     done: slabs each target has already
+    remembered: takes down what rows decode to; None: nobody asks
     """
 
     source: RowSource
     rounding: Rounding
     backends: Sequence[Backend]
     done: Sequence[frozenset[Slab]]
+    remembered: Remembered | None = None
 
     def encode(self, job: Job, start: int, stop: int) -> Encoded:
         """Encode rows ``start:stop`` for every target that lacks them.
@@ -75,6 +78,8 @@ class Worker:
             slab = Slab(tensor=plan.name, start=start, stop=stop)
             if slab not in self.done[number]:
                 value = self.value(rows, plan)
+                if self.remembered is not None:
+                    self.remembered.saw(number, slab, rows, plan, value)
                 encoded.append((number, slab, self.backends[number].encode(plan, value)))
         return encoded
 
@@ -117,6 +122,16 @@ class Rows:
         if self._stored is None:
             self._stored = self._generated(plan) if plan.values is not None else self._read()
         return self._stored
+
+    def only(self, row: int) -> Rows:
+        """One row, by its number in the artifact."""
+        return Rows(source=self.source, job=self.job, start=row, stop=row + 1)
+
+    def at_hand(self, wanted: Sequence[int]) -> torch.Tensor | None:
+        """Rows by their numbers in the artifact, float32 on the CPU; None where none were read."""
+        if self._stored is None:
+            return None
+        return self._stored[[row - self.start for row in wanted]].float().cpu()
 
     def _read(self) -> torch.Tensor:
         return read_slab(self.job, self.start, self.stop, self.source.read_rows)
