@@ -189,20 +189,27 @@ class _Run:
         return sealed
 
     def _refused(self) -> dict[ArtifactWriter, Exception]:
-        """Artifacts that must not be sealed, and why. Thrown away, unless that is not certain."""
-        refused: dict[ArtifactWriter, Exception] = {}
-        if self.verify is None:
-            return refused
+        """Artifacts that must not be sealed, and why."""
+        refused = {}
         for target, writer in zip(self.plan.targets, self.writers, strict=True):
-            try:
-                self.verify(target, writer.staged)
-            except (MemoryError, OSError, NotEnoughResources):
-                raise  # another try may do
-            except Exception as error:
+            error = self._refusal(target, writer)
+            if error is not None:
                 refused[writer] = error
-                if not isinstance(error, BrokenPlugin):
-                    writer.discard()
         return refused
+
+    def _refusal(self, target: TargetPlan, writer: ArtifactWriter) -> Exception | None:
+        """Why an artifact must not be sealed: it is thrown away unless that is not certain."""
+        if self.verify is None:
+            return None
+        try:
+            self.verify(target, writer.staged)
+        except (MemoryError, OSError, NotEnoughResources):
+            raise  # another try may do
+        except Exception as error:  # noqa: BLE001 - raised again once the others are sealed
+            if not isinstance(error, BrokenPlugin):
+                writer.discard()
+            return error
+        return None
 
     def _encoded(self, executor: Executor) -> Iterator[tuple[Job, Encoded]]:
         """Everything that some target lacks, encoded."""
@@ -274,7 +281,10 @@ def _write(
 
 
 def _all_of(errors: Sequence[Exception], sealed: Sequence[str]) -> Exception:
-    """One error for all artifacts that are refused. sealed: labels of the others"""
+    """One error for all artifacts that are refused.
+
+    sealed: labels of the others
+    """
     first = errors[0]
     if not isinstance(first, QconvError) or (len(errors) == 1 and not sealed):
         return first

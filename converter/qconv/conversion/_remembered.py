@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qconv.conversion._journal import Slab
 from qconv.planning import matrix_shape
 
 if TYPE_CHECKING:
     import torch
 
+    from qconv.conversion._journal import Slab
     from qconv.conversion._work import Rows
     from qconv.planning import TargetPlan
     from qconv.plugin import TensorPlan
@@ -81,7 +81,10 @@ class Remembered:
     _done: list[frozenset[Slab]] = field(default_factory=list)
 
     def begin(self, targets: Sequence[TargetPlan], done: Sequence[frozenset[Slab]]) -> None:
-        """Choose what to watch. done: slabs that each target has, of which nothing is remembered"""
+        """Choose what to watch.
+
+        done: slabs that each target has, of which nothing is remembered
+        """
         for target in targets:
             self._labels.append(target.label)
             self._kept[target.label] = {name: KeptRows() for name in _watched(target)}

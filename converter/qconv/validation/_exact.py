@@ -40,6 +40,7 @@ class Look:
     """What comparing an artifact gave.
 
     faults, warnings: whole sentences that name the tensor
+    exact: nothing but what was planned is there, and every value compared is equal
     decoded: tensors of which rows were compared; values: how many of all of them
     unseen: kinds of which none was
     """
@@ -47,6 +48,7 @@ class Look:
     tensors: int
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    exact: bool = True
     decoded: int = 0
     values: int = 0
     unseen: tuple[str, ...] = ()
@@ -88,6 +90,7 @@ def _account(plans: Sequence[TensorPlan], reader: ArtifactReader, look: Look) ->
             )
     names = {plan.name for plan in plans}
     extra = sorted(name for name in there if name not in names)
+    look.exact = not look.faults and not extra
     if extra:
         look.warnings.append(
             f"{len(extra)} tensors are in the artifact that were not planned, {extra[0]!r} first"
@@ -123,6 +126,7 @@ def _compare(plan: TensorPlan, reader: ArtifactReader, kept: KeptRows, look: Loo
     if found is None:
         fault = "its values have another shape than was planned"
     elif not bool(_same(found, expected).all()):
+        look.exact = False
         fault, warning = _differing(found, expected, numbers)
     elif (kept.relative_error or 0.0) > _USELESS:
         warning = (

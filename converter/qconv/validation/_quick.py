@@ -88,7 +88,7 @@ class QuickCheck:
             raise
         except Exception:  # noqa: BLE001 - source plugins run here; the backend's reader decides
             return None
-        return None if look.faults or look.warnings else look
+        return look if look.exact and not look.faults else None
 
     def _by_backend(self, target: TargetPlan, path: Path) -> Look | None:
         """By the backend's own reader; None where it has none."""
