@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qconv.conversion._artifact import Artifact
 from qconv.conversion._blockwise import Passes, Steps
-from qconv.conversion._checked import Checked
+from qconv.conversion._checked import Checked, Unread
 from qconv.conversion._json import ConversionJson, TranscodingJson
 from qconv.conversion._measuring import input_errors
 from qconv.conversion._outputs import check_outputs
@@ -23,6 +23,7 @@ __all__ = [
     "Steps",
     "Transcoding",
     "TranscodingJson",
+    "Unread",
     "check_outputs",
     "input_errors",
     "kinds_of",

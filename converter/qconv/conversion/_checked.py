@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qconv.errors import BrokenPlugin
+
 if TYPE_CHECKING:
     from qconv.conversion._json import CheckedJson
 
@@ -40,3 +42,7 @@ class Checked:
             "warnings": list(self.warnings),
             "reason": self.reason,
         }
+
+
+class Unread(BrokenPlugin):
+    """An artifact cannot be read back: whether it is sound is not known, so it is kept unnamed."""

@@ -23,13 +23,14 @@ from qconv.conversion._ahead import (
 )
 from qconv.conversion._artifact import ArtifactWriter
 from qconv.conversion._blockwise import Blockwise, Steps
+from qconv.conversion._checked import Unread
 from qconv.conversion._notes import Notes
 from qconv.conversion._outputs import final_path
 from qconv.conversion._partial import partial_nbytes
 from qconv.conversion._rounding import ByRounder
 from qconv.conversion._slabs import make_jobs
 from qconv.conversion._work import Worker
-from qconv.errors import BrokenPlugin, NotEnoughResources, QconvError, UsageError
+from qconv.errors import NotEnoughResources, QconvError, UsageError
 from qconv.planning import check_disk
 from qconv.plugin import (
     ArtifactFinished,
@@ -106,8 +107,8 @@ def run(
     steps: of the method chain; or whoever has the codes already, and then there are no ``passes``
     passes: the forward passes that statistics come from; None for a chain that needs none
     force: replace also an output that has appeared since the check
-    verify: raises where the whole artifact of a target, at that path, must not be sealed: a
-        BrokenPlugin where that cannot be told, and it is kept for a run that goes on without
+    verify: raises where the whole artifact of a target, at that path, must not be sealed; an
+        ``Unread`` where that is not known, and it is kept for a run that goes on without
     remembered: is filled with what rows decode to, for ``verify``
 
     Raises:
@@ -206,7 +207,7 @@ class _Run:
         except (MemoryError, OSError, NotEnoughResources):
             raise  # another try may do
         except Exception as error:  # noqa: BLE001 - raised again once the others are sealed
-            if not isinstance(error, BrokenPlugin):
+            if not isinstance(error, Unread):
                 writer.discard()
             return error
         return None

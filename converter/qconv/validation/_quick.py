@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qconv.conversion import Checked, Remembered
+from qconv.conversion import Checked, Remembered, Unread
 from qconv.conversion._ahead import torch_threads
-from qconv.errors import BrokenPlugin, GateFailed
+from qconv.errors import GateFailed
 from qconv.validation._exact import Look, look_at
 from qconv.validation._planned import companions_of
 from qconv.validation._stored import open_stored
@@ -51,7 +51,7 @@ class QuickCheck:
 
         Raises:
             GateFailed: it does not hold what was encoded; names the tensors.
-            BrokenPlugin: the backend's reader fails.
+            Unread: the backend's reader fails.
         """
         with torch_threads(1):  # idle OpenMP threads would spin for longer than the work takes
             look = self._by_host(target, path) or self._by_backend(target, path)
@@ -131,8 +131,8 @@ def _closing(reader: ArtifactReader) -> Iterator[None]:
             close()
 
 
-def _unread(label: str, error: Exception) -> BrokenPlugin:
-    return BrokenPlugin(
+def _unread(label: str, error: Exception) -> Unread:
+    return Unread(
         f"{label}: what was written cannot be read back: {type(error).__name__}: {error}; report "
         "this to the author of the backend; the artifact is kept unnamed: the same command with "
         "--no-validate gives it its name, and computes nothing again"
