@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,14 +17,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """The graph multiplies by a weight.
+class _AtNodes:
+    """What the graph does with a weight.
 
     nodes: what does it, to be replaced; the last one gives ``out``
+    """
+
+    X: ClassVar[int] = 0  # the input of the last node that ``x`` is
+
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def x(self) -> ir.Value:
+        """What comes to the weight, as the graph is now."""
+        return _input(self.nodes[-1], self.X)
+
+    @property
+    def out(self) -> ir.Value:
+        """What comes of it."""
+        return self.nodes[-1].outputs[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product(_AtNodes):
+    """The graph multiplies ``x``, (..., in), by a weight: (..., out).
+
     arrangement: ``rows`` of a weight that is (out, in), ``transposed`` of one that is (in, out)
     """
 
-    nodes: tuple[ir.Node, ...]
     arrangement: Arrangement = "rows"
 
     @property
@@ -33,55 +53,17 @@ class Product:
         node = self.nodes[-1]
         return node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
 
-    @property
-    def x(self) -> ir.Value:
-        """What is multiplied, (..., in), as the graph is now."""
-        return _input(self.nodes[-1], 0)
 
-    @property
-    def out(self) -> ir.Value:
-        """The product, (..., out)."""
-        return self.nodes[-1].outputs[0]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup(_AtNodes):
+    """The graph takes rows of a weight, (..., in), as of a table; ``x`` are their numbers."""
+
+    X: ClassVar[int] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
-    """The graph takes rows of a weight, as of a table.
-
-    nodes: the one that does it, to be replaced
-    """
-
-    nodes: tuple[ir.Node, ...]
-
-    @property
-    def x(self) -> ir.Value:
-        """Numbers of the rows, as the graph is now."""
-        return _input(self.nodes[-1], 1)
-
-    @property
-    def out(self) -> ir.Value:
-        """The rows, (..., in)."""
-        return self.nodes[-1].outputs[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Convolution:
-    """The graph convolves with a weight, (out, in, sizes of the kernel).
-
-    nodes: the one that does it, to be replaced
-    """
-
-    nodes: tuple[ir.Node, ...]
-
-    @property
-    def x(self) -> ir.Value:
-        """What is convolved, as the graph is now."""
-        return _input(self.nodes[-1], 0)
-
-    @property
-    def out(self) -> ir.Value:
-        """The result."""
-        return self.nodes[-1].outputs[0]
+class Convolution(_AtNodes):
+    """The graph convolves ``x`` with a weight, (out, in, sizes of the kernel)."""
 
 
 Place = Product | Lookup | Convolution
