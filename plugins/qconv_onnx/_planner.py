@@ -96,9 +96,9 @@ def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str)
             arrangement=graph.products[name],
             may_stay=True,
         )
-    why = f"; {scheme.why}" if scheme.why else ""
+    notes = [note for note in (scheme.why, _unmeasured(request, scheme, name)) if note]
     return _Treatment(
-        reason=f"a linear of a block{why}",
+        reason="; ".join(["a linear of a block", *notes]),
         operator=scheme.operator,
         grid=_grid(scheme),
         arrangement=graph.products[name],
@@ -185,6 +185,14 @@ def _sensitive(request: PlanRequest, scheme: Scheme, name: str) -> str:
         f"rounding its input would change its output by {error:.1%}, more than "
         f"{scheme.sensitive_above:.1%}"
     )
+
+
+def _unmeasured(request: PlanRequest, scheme: Scheme, name: str) -> str:
+    """That a layer is not among those measured, so that its input is rounded; or empty."""
+    errors = request.input_errors
+    if scheme.sensitive_above is None or errors is None or name in errors:
+        return ""
+    return "what rounding its input does was not measured, as no token came through"
 
 
 def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTensor:

@@ -151,6 +151,16 @@ def test_a_plan_that_hangs_on_errors_asks_for_them_until_it_has_them(backend, mo
     )
 
 
+def test_a_layer_that_was_not_measured_says_so(backend, model):
+    name, other = (f"model.layers.0.mlp.{each}_proj.weight" for each in ("down", "up"))
+    unmeasured = "what rounding its input does was not measured"
+    request = PlanRequest(model=model, format="w8a8", input_errors={name: 0.01})
+    reasons = {each.name: each.reason for each in backend.plan_tensors(request).tensors}
+    assert unmeasured in reasons[other]
+    assert unmeasured not in reasons[name]
+    assert not any(unmeasured in each.reason for each in _plan(backend, model, "w8a8").tensors)
+
+
 def _tables(plans) -> dict[str, str]:
     return {
         each.name: each.grid.name if each.grid else each.dtype
