@@ -93,9 +93,8 @@ def plan(
         threads=threads,
         max_ram=max_ram,
     )
-    host = load_plugins()
-    chosen = _choose(host, request)
-    with open_source(model, host) as checkpoint:
+    chosen = _choose(load_plugins(), request)
+    with open_source(model, chosen.host) as checkpoint:
         return _make_plan(chosen, checkpoint, Path(model))
 
 
@@ -133,8 +132,6 @@ def convert(
         qconv.errors.QconvError: its subclass and message say what is wrong and what to do.
     """
     from qconv._host import load_plugins
-    from qconv._sources import open_source
-    from qconv.conversion import input_errors, run
 
     request = _Request(
         to=to,
@@ -151,29 +148,8 @@ def convert(
         threads=threads,
         max_ram=max_ram,
     )
-    host = load_plugins()
-    chosen = _choose(host, request)
-    steps = _make_steps(host, chosen.chain)
-    with open_source(model, host) as checkpoint:
-        made = _make_plan(chosen, checkpoint, Path(model))
-        watch = host.watch(observer)
-        passes = _make_passes(chosen, made, checkpoint, watch) if chosen.calibration else None
-        if passes and any(target.tensors.asks_input_errors for target in made.targets):
-            found = input_errors(made, checkpoint, steps, passes, observer=watch)
-            made = _make_plan(chosen, checkpoint, Path(model), found)
-        check = _make_check(chosen, checkpoint) if validate else None
-        done = run(
-            made,
-            checkpoint,
-            steps,
-            passes=passes,
-            resume=resume,
-            force=force,
-            observer=watch,
-            verify=check,
-            remembered=check.remembered if check else None,
-        )
-    return replace(done, checked=tuple(check.checked) if check else ())
+    chosen = _choose(load_plugins(), request)
+    return _converted(chosen, Path(model), resume=resume, validate=validate, observer=observer)
 
 
 def validate(
@@ -313,6 +289,41 @@ def _choose(host: Host, request: _Request) -> _Chosen:
         },
         calibration=_calibration(chain, request),
     )
+
+
+def _converted(
+    chosen: _Chosen,
+    model: Path,
+    *,
+    resume: bool,
+    validate: bool,
+    observer: Callable[[Event], None] | None,
+) -> Conversion:
+    """Plan it, calibrate where that is asked for, and carry it out."""
+    from qconv._sources import open_source
+    from qconv.conversion import input_errors, run
+
+    steps = _make_steps(chosen.host, chosen.chain)
+    with open_source(model, chosen.host) as checkpoint:
+        made = _make_plan(chosen, checkpoint, model)
+        watch = chosen.host.watch(observer)
+        passes = _make_passes(chosen, made, checkpoint, watch) if chosen.calibration else None
+        if passes and any(target.tensors.asks_input_errors for target in made.targets):
+            found = input_errors(made, checkpoint, steps, passes, observer=watch)
+            made = _make_plan(chosen, checkpoint, model, found)
+        check = _make_check(chosen, checkpoint) if validate else None
+        done = run(
+            made,
+            checkpoint,
+            steps,
+            passes=passes,
+            resume=resume,
+            force=chosen.request.force,
+            observer=watch,
+            verify=check,
+            remembered=check.remembered if check else None,
+        )
+    return replace(done, checked=tuple(check.checked) if check else ())
 
 
 def _calibration(chain: Chain, request: _Request) -> Calibration | None:
