@@ -27,7 +27,23 @@ def test_sizes_mean_what_they_say(text: str, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "1e9", "8 X", "GB", "1.GB", "8iB", "nan", "inf", "\u0668GB", "0.1"]
+    "text",
+    [
+        "",
+        "0",
+        "-1",
+        "1e9",
+        "8 X",
+        "GB",
+        "1.GB",
+        "8iB",
+        "nan",
+        "inf",
+        "\u0668GB",
+        "0.1",
+        "9" * 400,
+        "2000000TiB",
+    ],
 )
 def test_other_text_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match=r"--max-ram '.*' is not a size; write e\.g\. 800MB"):

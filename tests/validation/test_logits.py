@@ -67,15 +67,20 @@ def test_the_figures_are_those_computed_the_plain_way():
     assert low < found.perplexity_ratio < high
 
 
-def test_the_interval_is_that_of_students_t():
-    """Five windows with these changes of the loss: mean 0.03, standard error 0.0070711, t 2.776."""
+@pytest.mark.parametrize(
+    ("count", "t"), [(2, 12.706205), (3, 4.302653), (4, 3.182446), (5, 2.776445), (32, 2.039513)]
+)
+def test_the_interval_is_that_of_students_t(count, t):
+    """Windows whose loss changed by 0.01, 0.02, ...; t as in any table of it."""
+    changes = [0.01 * (1 + number) for number in range(count)]
+    mean = sum(changes) / count
+    error = (sum((each - mean) ** 2 for each in changes) / (count - 1) / count) ** 0.5
     added = LogitsSum()
-    added.kl = [torch.zeros(2, dtype=torch.float64)] * 5
-    added.losses = [(1 + change, 1.0, 1) for change in (0.01, 0.02, 0.03, 0.04, 0.05)]
+    added.kl = [torch.zeros(2, dtype=torch.float64)] * count
+    added.losses = [(1 + change, 1.0, 1) for change in changes]
     low, high = added.total("test").ratio_interval
-    half = 2.776445 * 0.01581139 / 5**0.5
-    assert low == pytest.approx(math.exp(0.03 - half), rel=2e-4)
-    assert high == pytest.approx(math.exp(0.03 + half), rel=2e-4)
+    assert (mean - math.log(low)) / error == pytest.approx(t, rel=0.005)
+    assert (math.log(high) - mean) / error == pytest.approx(t, rel=0.005)
 
 
 def test_one_window_says_nothing_of_the_interval():

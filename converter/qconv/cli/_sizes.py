@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from qconv._words import format_bytes, format_count, format_seconds
 from qconv.errors import UsageError
@@ -14,6 +15,9 @@ _UNITS = {
     **{prefix: 1000**power for power, prefix in enumerate("kmgt", start=1)},
     **{f"{prefix}i": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
+#: An exbibyte, which no machine has.
+_BEYOND = 1 << 60
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE | re.ASCII)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)", re.ASCII)
 
@@ -22,12 +26,12 @@ def parse_size(text: str, option: str) -> int:
     """Bytes in ``800MB`` (10^6), ``8GiB`` (2^30) or ``1000``.
 
     Raises:
-        UsageError: not a size, or zero; names ``option``.
+        UsageError: not a size, zero, or more than any machine has; names ``option``.
     """
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
-    nbytes = int(float(match[1]) * unit) if match and unit else 0
-    if nbytes < 1:
+    nbytes = int(Decimal(match[1]) * unit) if match and unit else 0
+    if not 1 <= nbytes < _BEYOND:
         raise UsageError(f"{option} '{text}' is not a size; write e.g. 800MB, 8GiB or 1000000")
     return nbytes
 
