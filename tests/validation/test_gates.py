@@ -191,3 +191,16 @@ def test_an_engine_may_add_what_rounded_inputs_do_to_a_model_of_this_size(grid, 
         if each.name == "engine"
     )
     assert (gate.limit, gate.status) == (pytest.approx(limit), "warn")
+
+
+def test_every_gate_says_why_it_is_unmeasured():
+    made = replace(artifact(None), tensors=())
+    asked = {"error": 0.1, "vram": 8.0, "engine": 0.1, "block": 0.1}
+    given = {"vram": "nobody knows this architecture", "engine": "no engine was run"}
+    gates = judge(made, asked, weights=LARGE, reason="nobody ran it", reasons=given)
+    assert {each.name: each.why for each in gates if each.name in asked} == {
+        "error": "nothing was decoded",
+        "vram": "nobody knows this architecture",
+        "engine": "no engine was run",
+        "block": "nobody ran it",
+    }

@@ -215,6 +215,66 @@ def test_json_is_the_result(source, out, capsys):
     assert found["command"].startswith("qconv validate tiny-Q4_0.gguf --against tiny --depth bytes")
 
 
+def test_the_command_that_repeats_it_has_every_option(source, out, tmp_path, capsys):
+    text = tmp_path / "held out.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 99, encoding="utf-8")
+    words = ("--depth", "bytes", "--windows", "2", "--target", "gguf:q4_0")
+    more = ("--device", "cpu", "--dtype", "float32", "--max-ram", "8GiB", "--gate", "kl=0.5")
+    ran = (out / "tiny-Q4_0.gguf", *words, "--text", text, *more, "--json")
+    assert command(*ran, source=source) == 6
+    assert json.loads(capsys.readouterr().out)["command"] == (
+        "qconv validate tiny-Q4_0.gguf --against tiny --target gguf:q4_0 --depth bytes "
+        "--windows 2 --window-length 512 --text 'held out.txt' --gate kl=0.5 --device cpu "
+        "--dtype float32 --max-ram 8GiB"
+    )
+
+
+def test_an_engine_that_was_not_run_says_which_depth_runs_it(source, out):
+    result = validated(out / "tiny-Q4_0.gguf", source, gates={"engine": 0.1})
+    (gate,) = (each for each in result.gates if each.name == "engine")
+    assert gate.why == "depth bytes runs no engine; --depth runtime does"
+
+
+def test_memory_that_cannot_be_predicted_says_why(source, out, monkeypatch):
+    from qconv.errors import Unsupported
+    from qconv.validation import _validate
+
+    def unknown(path, *, context):
+        raise Unsupported("layers of a kind whose memory is not known")
+
+    monkeypatch.setattr(_validate, "predict_artifact", unknown)
+    result = validated(out / "tiny-Q4_0.gguf", source, gates={"vram": 1e9})
+    (gate,) = (each for each in result.gates if each.name == "vram")
+    assert (gate.status, gate.why) == (
+        "unmeasured",
+        "memory on the device cannot be predicted: layers of a kind whose memory is not known",
+    )
+
+
+def test_a_prompt_that_an_artifact_cannot_answer_is_exit_code_6(source, out, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    import qconv.comparison
+    import qconv.reports
+
+    silent = SimpleNamespace(name="tiny-F32.gguf", reason="no engine: pip install it")
+    made = SimpleNamespace(unmeasured=(silent,))
+    monkeypatch.setattr(qconv.comparison, "compare", lambda paths, prompts: made)
+    monkeypatch.setattr(qconv.reports, "with_texts", lambda validation, comparison: validation)
+    words = (out / "tiny-F32.gguf", "--depth", "bytes")
+    assert command(*words, source=source) == 0
+    assert command(*words, "--prompt", "The capital", source=source) == 6
+    assert "tiny-F32.gguf wrote nothing: no engine: pip install it" in capsys.readouterr().err
+
+
+def test_what_is_not_nothing_where_the_source_is_nothing_is_infinitely_off():
+    from qconv.validation._model import _relative
+
+    assert _relative(4.0, 16.0) == 0.5
+    assert _relative(0.0, 0.0) == 0.0
+    assert _relative(1e-9, 0.0) == float("inf")
+
+
 @pytest.mark.parametrize(
     ("gate", "message"),
     [

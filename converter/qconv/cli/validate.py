@@ -14,6 +14,8 @@ from ._output import results_only, say, write_json
 from ._sizes import parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qconv.validation import Validation
 
 
@@ -30,6 +32,9 @@ _WINDOWS, _LENGTH, _QUICK_WINDOWS, _QUICK_LENGTH = 32, 512, 8, 256
 
 #: Tokens of a sequence that memory on the device is predicted for.
 _CONTEXT = 4096
+
+#: Held-out text that comes with qconv.
+_BUILTIN = "builtin"
 
 #: Exit code of a gate that failed, or that was asked for and not measured.
 _GATE = 6
@@ -157,7 +162,7 @@ def validate(
             depth=depth.value,
             windows=windows,
             window_length=window_length,
-            text=text or "builtin",
+            text=text or _BUILTIN,
             calibrated_on=calibrated_on,
             device=device,
             dtype=dtype.value,
@@ -167,17 +172,26 @@ def validate(
             command=_command(
                 artifacts,
                 against,
-                [
-                    *_sizes(depth, windows, window_length),
-                    *_gates(gate or []),
-                    *(["--context", str(context)] if context != _CONTEXT else []),
-                    *(word for each in prompt or () for word in ("--prompt", each)),
-                ],
+                {
+                    "--target": target,
+                    "--depth": depth.value,
+                    "--windows": windows,
+                    "--window-length": window_length,
+                    "--text": [_base_name(each) for each in text or ()],
+                    "--calibrated-on": None if calibrated_on is None else calibrated_on.name,
+                    "--gate": gate,
+                    "--context": None if context == _CONTEXT else context,
+                    "--prompt": prompt,
+                    "--device": None if device == "auto" else device,
+                    "--dtype": None if dtype is given.Dtypes.auto else dtype.value,
+                    "--max-ram": max_ram,
+                },
             ),
             progress=progress,
         )
+        silent = False
         if prompt:
-            validation = _with_texts(validation, [against, *artifacts], prompt)
+            validation, silent = _with_texts(validation, [against, *artifacts], prompt)
     if report is not None:
         from qconv.reports import write
 
@@ -196,29 +210,39 @@ def validate(
     if validation.status == "fail" or (validation.status == "unmeasured" and asked):
         say(f"validation: {validation.status}; the gates above say why")
         raise typer.Exit(_GATE)
+    if silent:
+        raise typer.Exit(_GATE)
 
 
-def _with_texts(validation: Validation, paths: list[Path], prompts: list[str]) -> Validation:
-    """The validation with what all of them write."""
+def _with_texts(
+    validation: Validation, paths: list[Path], prompts: list[str]
+) -> tuple[Validation, bool]:
+    """The validation with what all of them write; and whether one of them wrote nothing."""
     from qconv.comparison import compare
     from qconv.reports import with_texts
 
     comparison = compare(paths, prompts=prompts)
     for each in comparison.unmeasured:
         say(f"warning: {each.name} wrote nothing: {each.reason}")
-    return with_texts(validation, comparison)
+    return with_texts(validation, comparison), bool(comparison.unmeasured)
 
 
-def _command(artifacts: list[Path], against: Path, options: list[str]) -> str:
-    """The command that repeats it, without the directories of this machine."""
-    names = [each.resolve().name for each in artifacts]
-    return shlex.join(["qconv", "validate", *names, "--against", against.resolve().name, *options])
+def _command(
+    artifacts: list[Path],
+    against: Path,
+    options: Mapping[str, str | int | list[str] | None],
+) -> str:
+    """The command that repeats it, without the directories of this machine.
+
+    options: by name; of a list each is given; None is left out
+    """
+    words = ["qconv", "validate", *(each.resolve().name for each in artifacts)]
+    words += ["--against", against.resolve().name]
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        words += [word for each in values for word in (name, str(each))]
+    return shlex.join(words)
 
 
-def _sizes(depth: Depths, windows: int, window_length: int) -> list[str]:
-    size = ["--windows", str(windows), "--window-length", str(window_length)]
-    return ["--depth", depth.value, *size]
-
-
-def _gates(limits: list[str]) -> list[str]:
-    return [word for each in limits for word in ("--gate", each)]
+def _base_name(text: str) -> str:
+    return text if text == _BUILTIN else Path(text).name

@@ -179,6 +179,9 @@ def gate_meaning(name: str) -> str | None:
 #: Figures of a model that lost nothing, where that is not zero.
 _LOSSLESS = {"top1": 1.0, "ppl": 1.0}
 
+#: Why those are unmeasured that need no model run.
+_NO_REASONS = dict.fromkeys(("weights", "error"), "nothing was decoded")
+
 #: Those that model runs give, which have default limits by class.
 _PREDICTIONS = ("kl", "kl_p99", "top1", "ppl")
 
@@ -240,6 +243,7 @@ def judge(
     *,
     weights: int,
     reason: str,
+    reasons: Mapping[str, str] | None = None,
     predicts: bool = True,
 ) -> tuple[GateResult, ...]:
     """Every gate: those asked for, and the defaults that they do not replace.
@@ -247,6 +251,7 @@ def judge(
     gates: limits by name
     weights: of the model
     reason: why predictions are unmeasured, where they are
+    reasons: why figures of other gates are, by gate
     predicts: the model has a head; without one no predictions are gated by default
     """
     found = [_default(result, "weights", 1.0, "what rounding on the grid loses, 5 times over")]
@@ -264,7 +269,9 @@ def judge(
         found.append(_default(result, "engine", limit, why, runtime.reason or reason))
     named = {each.name: each for each in found}
     for name, limit in gates.items():
-        named[name] = _asked(result, name, limit, reason)
+        named[name] = _asked(
+            result, name, limit, {**_NO_REASONS, **(reasons or {})}.get(name, reason)
+        )
     return tuple(named.values())
 
 

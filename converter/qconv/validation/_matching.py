@@ -40,13 +40,11 @@ class Match:
     """An artifact, opened, beside the backend's plan of the source.
 
     target: the plan; its layout may be empty
-    exact: every tensor is stored as the plan says
     """
 
     path: Path
     target: TargetPlan
     reader: ArtifactReader
-    exact: bool
 
     @property
     def label(self) -> str:
@@ -148,7 +146,7 @@ def _planned(
         layout=Layout(files=(), places={}),
         unused=unused_tensors(label, source.model, best.plans),
     )
-    return Match(path=path, target=planned, reader=reader, exact=best.score == 1)
+    return Match(path=path, target=planned, reader=reader)
 
 
 def _nearest(

@@ -141,7 +141,7 @@ class _Pair:
             error += float((change * change).sum())
             size += float((theirs[window].double() ** 2).sum())
         self.progress(f"block {name}", number + 1, self._steps)
-        return BlockResult(name=name, relative_error=math.sqrt(error / size) if size else 0.0)
+        return BlockResult(name=name, relative_error=_relative(error, size))
 
     @property
     def _steps(self) -> int:
@@ -159,6 +159,13 @@ class _Pair:
                 done = len(self.teacher.blocks) + number + 1
                 self.progress("predictions", done, self._steps)
         return total.total(DECODED)
+
+
+def _relative(error: float, size: float) -> float:
+    """The root of the ratio of two sums of squares; of nothing, anything is infinitely off."""
+    if size:
+        return math.sqrt(error / size)
+    return math.inf if error else 0.0
 
 
 @contextmanager

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 Depth = Literal["bytes", "model", "runtime"]
 
-#: Windows of held-out text by default, and for a quick look; tokens of each.
-WINDOWS, QUICK_WINDOWS, WINDOW_LENGTH, QUICK_LENGTH = 32, 8, 512, 256
+#: Windows of held-out text by default; tokens of each.
+WINDOWS, WINDOW_LENGTH = 32, 512
 
 #: Tokens of a sequence for which memory is predicted.
 CONTEXT = 4096
@@ -172,6 +172,7 @@ class _Validating:
         if self.request.depth != "bytes":
             made, runtimes = self._run(matched)
             faults += made.faults
+        vram, unpredicted = self._vram()
         inputs = any(matched.activation(plan) for plan in matched.plans)
         result = ArtifactResult(
             target=matched.label,
@@ -184,18 +185,32 @@ class _Validating:
             blocks=made.blocks,
             logits=made.logits,
             runtimes=runtimes,
-            vram=self._vram(),
+            vram=vram,
             faults=tuple(faults),
             status="unmeasured",
         )
-        judged = self._judged(result, made.reason or _NOT_RUN, predicts=not made.headless)
+        reasons = {**self._not_run(runtimes), "vram": unpredicted}
+        reason = made.reason or _NOT_RUN
+        judged = self._judged(result, reason, reasons, predicts=not made.headless)
         return judged if unplanned is None else _with_settings_unmeasured(judged, unplanned)
 
     def _judged(
-        self, result: ArtifactResult, reason: str, *, predicts: bool = True
+        self,
+        result: ArtifactResult,
+        reason: str,
+        reasons: Mapping[str, str] | None = None,
+        *,
+        predicts: bool = True,
     ) -> ArtifactResult:
         weights = sum(info.numel for info in self.source.model.tensors.values())
-        gates = judge(result, self.request.gates, weights=weights, reason=reason, predicts=predicts)
+        gates = judge(
+            result,
+            self.request.gates,
+            weights=weights,
+            reason=reason,
+            reasons=reasons or {},
+            predicts=predicts,
+        )
         faulty = bool(result.faults) or any(each.faults for each in result.tensors)
         statuses = [each.status for each in gates]
         if self.request.depth == "runtime":
@@ -215,11 +230,19 @@ class _Validating:
         )
         return self._judged(result, "the artifact cannot be read")
 
-    def _vram(self) -> VramResult | None:
-        """Memory on the device, predicted; None for architectures of which that is not known."""
-        with contextlib.suppress(QconvError):
-            return predict_artifact(self.path, context=self.request.context)
-        return None
+    def _not_run(self, runtimes: Sequence[RuntimeResult]) -> dict[str, str]:
+        """Why the engine is unmeasured, where it is."""
+        if self.request.depth != "runtime":
+            return {"engine": f"depth {self.request.depth} runs no engine; --depth runtime does"}
+        told = [each.reason for each in runtimes if each.reason is not None]
+        return {"engine": told[0]} if told else {}
+
+    def _vram(self) -> tuple[VramResult | None, str]:
+        """Memory on the device, predicted; or why not."""
+        try:
+            return predict_artifact(self.path, context=self.request.context), ""
+        except QconvError as error:
+            return None, f"memory on the device cannot be predicted: {error}"
 
     def _planned(self, matched: Match) -> tuple[Companions | None, str | None]:
         """What lies beside the weights; or why not, where that takes options that nobody gave."""
