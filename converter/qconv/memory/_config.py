@@ -149,7 +149,7 @@ def _kv_heads(text: TextConfig, layers: int) -> list[int]:
     """Key-value heads of every layer; as many as queries where nothing says otherwise."""
     if _one_for_all(text):
         return [1] * layers
-    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
+    names: tuple[str, ...] = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
     if text.values.get("multi_query_attention"):  # ChatGLM: groups of queries share a head
         names = ("multi_query_group_num", *names)
     written = text.numbers.per_layer(layers, *names)
