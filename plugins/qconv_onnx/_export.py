@@ -70,7 +70,7 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
         Unsupported: transformers or the exporter cannot serve the architecture.
         UnreadableInput: the config is malformed.
     """
-    _require_exporter()
+    require_onnx()
     from ._skeleton import build_skeleton
 
     with _quietly():
@@ -105,7 +105,12 @@ def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
     }
 
 
-def _require_exporter() -> None:
+def require_onnx() -> None:
+    """Raise unless the libraries that graphs are made and read with are installed.
+
+    Raises:
+        BrokenPlugin: one is not.
+    """
     try:
         import onnx
         import onnx_ir

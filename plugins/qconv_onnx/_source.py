@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
+from qconv.errors import UnreadableInput, Unsupported
 
-from ._export import Exported
+from ._export import Exported, require_onnx
 from ._places import Lookup, Product, arrangement_of, find_places, sizes_of
 
 if TYPE_CHECKING:
@@ -158,14 +158,10 @@ def _is_head(value: onnx_ir.Value) -> bool:
 
 
 def _parsed(info: ModelInfo) -> onnx_ir.Model:
-    try:
-        import onnx
-        import onnx_ir as ir
-    except ImportError as error:
-        raise BrokenPlugin(
-            f"the onnx backend needs onnx and onnxscript, which cannot be imported: {error}; "
-            "pip install 'qconv[onnx]'"
-        ) from error
+    require_onnx()
+    import onnx
+    import onnx_ir as ir
+
     data: bytes = info.metadata["graph"]
     try:
         return ir.from_proto(onnx.load_model_from_string(data))
