@@ -10,6 +10,7 @@ from qconv.errors import UsageError
 from qconv.memory import VramResult
 from qconv.validation import (
     ArtifactResult,
+    BlockResult,
     LogitsResult,
     RuntimeResult,
     Spread,
@@ -17,7 +18,7 @@ from qconv.validation import (
     to_json,
     worst,
 )
-from qconv.validation._gates import check_names, grid_class, judge
+from qconv.validation._gates import CLASSES, check_names, grid_class, judge
 
 LARGE, SMALL, TINY = 7_000_000_000, 500_000_000, 100_000_000
 
@@ -204,3 +205,15 @@ def test_every_gate_says_why_it_is_unmeasured():
         "engine": "no engine was run",
         "block": "nobody ran it",
     }
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.9, "pass"), (1.5, "warn"), (2.5, "fail")])
+def test_a_model_without_a_head_is_held_to_its_last_block(share, status):
+    limit = CLASSES["4-bit"][1].block
+    states = (
+        BlockResult(name="encoder.layer.0", relative_error=9.0),
+        BlockResult(name="encoder.layer.1", relative_error=share * limit),
+    )
+    made = replace(artifact(None), blocks=states)
+    gates = judge(made, {}, weights=LARGE, reason="no head", predicts=False)
+    assert [(each.name, each.status) for each in gates] == [("weights", "pass"), ("block", status)]

@@ -323,7 +323,7 @@ def test_the_quick_look_skips_what_is_beyond_its_budget(source, out):
     assert all(each.relative_error is None for each in found.tensors if not each.sampled)
 
 
-def test_a_model_without_a_head_is_judged_by_its_weights_and_shows_its_blocks(tmp_path):
+def test_a_model_without_a_head_is_judged_by_its_weights_and_its_last_block(tmp_path):
     from model.tiny import save
 
     source = tmp_path / "bert"
@@ -333,7 +333,11 @@ def test_a_model_without_a_head_is_judged_by_its_weights_and_shows_its_blocks(tm
     result = validated(
         converted(source, "safetensors:int8", tmp_path / "out"), source, depth="model", **SMALL
     )
-    assert [each.name for each in result.gates] == ["weights"]
+    assert [(each.name, each.status) for each in result.gates] == [
+        ("weights", "pass"),
+        ("block", "pass"),
+    ]
+    assert 0 < result.blocks[-1].relative_error < result.gates[1].limit
     assert len(result.blocks) == 3
     assert result.logits is None
     assert result.status == "pass"
