@@ -16,7 +16,7 @@ from qconv.plugin import ModelInfo
 from qconv.validation._planned import Companions
 from qconv.validation._tokenizer import tokenizer_faults
 from toy_packed import PackedPlugin, host_with
-from validation.damage import CONFIG, converted, model_at, replace_in
+from validation.damage import CONFIG, converted, model_at, replace_in, validated
 
 FILES = byte_level_files()
 FILES["tokenizer_config.json"] = json.dumps(
@@ -150,3 +150,11 @@ def test_a_gguf_that_lost_its_tokenizer_is_found(tmp_path):
         "it holds no tokenizer, and its backend writes one",
     )
     assert tokenizer_faults(path, model(), Companions(files={}, metadata={})) == ()
+
+
+def test_what_pads_the_vocabulary_of_a_gguf_need_not_be_in_a_folder(tmp_path):
+    source = converted(model_at(tmp_path / "tiny"), "gguf:f32", tmp_path / "gguf")
+    with open_checkpoint(source, require_config=False) as opened:
+        assert "[PAD511]" in opened.model.metadata["tokenizer.ggml.tokens"].value
+    result = validated(converted(source, "safetensors:fp16", tmp_path / "out"), source)
+    assert result.faults == ()

@@ -6,7 +6,7 @@ Read from the files beside the weights or from the metadata of a GGUF, without r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 #: Special tokens, by their names in tokenizer_config.json and after ``tokenizer.ggml.``.
 _SPECIAL = {"bos_token": "bos_token_id", "eos_token": "eos_token_id"}
+
+#: Of tokens that no text becomes: llama.cpp's ``LLAMA_TOKEN_TYPE_UNUSED``.
+_UNUSED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +72,20 @@ def facts_of_gguf(metadata: Mapping[str, GgufValue]) -> TokenizerFacts | None:
     ids = {kind: values.get(f"tokenizer.ggml.{key}") for kind, key in _SPECIAL.items()}
     template = values.get("tokenizer.chat_template")
     return TokenizerFacts(
-        tokens=dict(enumerate(map(str, tokens))),
+        tokens=_used(tokens, values.get("tokenizer.ggml.token_type")),
         merges=_merges(values.get("tokenizer.ggml.model") == "gpt2", merges),
         special={kind: each for kind, each in ids.items() if isinstance(each, int)},
         states_special=True,
         template=template if isinstance(template, str) else None,
     )
+
+
+def _used(tokens: Sequence[object], kinds: object) -> dict[int, str]:
+    """Texts by id, without what fills a vocabulary up to the rows of the embedding."""
+    texts = dict(enumerate(map(str, tokens)))
+    if not isinstance(kinds, (list, tuple)) or len(kinds) != len(tokens):
+        return texts
+    return {at: text for at, text in texts.items() if kinds[at] != _UNUSED or text != f"[PAD{at}]"}
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[int, str]:
