@@ -56,7 +56,7 @@ def odd(tmp_path_factory) -> Path:
 
 SOUND = [
     ("rtn", "gguf:f16 gguf:bf16 gguf:q8_0 gguf:q4_0 gguf:q5_1 gguf:q2_k gguf:q3_k_m gguf:q4_k_m"),
-    ("rtn", "safetensors:fp16 safetensors:int8,scope=tensor safetensors:int4 safetensors:gptq"),
+    ("rtn", "safetensors:fp16 safetensors:fp8,scope=tensor safetensors:int4 safetensors:gptq"),
     ("rtn", "safetensors:awq safetensors:nf4,double_quant=true safetensors:fp8 safetensors:fp4"),
     ("awq", "gguf:q4_k_m gguf:q4_0 safetensors:awq safetensors:int8"),
     ("smoothquant", "gguf:q8_0 safetensors:int8 safetensors:fp8"),

@@ -23,6 +23,7 @@ from qconv.validation._limits import (
     float_limit,
     rounding_error,
     sampled_rows,
+    underflow,
 )
 from qconv.validation._rescaled_vectors import is_answered
 from qconv.validation._rescaling import rescaled
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from qconv._sources import OpenedSource
     from qconv.conversion._slabs import Job
+    from qconv.grids import Grid
     from qconv.plugin import TensorPlan
     from qconv.validation._matching import Match
     from qconv.validation._sampling import Runs
@@ -187,6 +189,8 @@ class _Reading:
         job, plan = sample.job, sample.plan
         stored = self.match.reader.tensors[plan.name].dtype
         limit = None if self.match.grid(plan) else float_limit(stored)
+        if limit is not None and stored == "F16":
+            limit = max(limit, underflow(self._given(job, plan, None)))
         rounding = self._rounding(job, plan) if limit is None else None
         if rounding is not None:
             limit = min(1.0, rounding * (NEAREST if self.nearest else ANY))
@@ -243,13 +247,17 @@ class _Reading:
         grid = self.match.grid(plan)
         if grid is None:
             return error_of_bits(8 * info.nbytes / max(1, info.numel))
+        return rounding_error(grid, self._given(job, plan, grid))
+
+    def _given(self, job: Job, plan: TensorPlan, grid: Grid | None) -> torch.Tensor:
+        """Rows of the source to try the tensor's type on: (rows, columns) float32."""
         import torch
 
-        wanted = sampled_rows(job.rows)
-        if plan.arrangement == "transposed":
-            return rounding_error(grid, self.expected(job, plan, 0, len(wanted)).float())
+        wanted = sampled_rows(job.rows, job.columns, grid)
+        if plan.arrangement == "transposed" or len(wanted) == job.rows:
+            return self.expected(job, plan, 0, len(wanted)).float()
         rows = [self.expected(job, plan, at, at + 1) for at in wanted]
-        return rounding_error(grid, torch.cat(rows).float())
+        return torch.cat(rows).float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,9 +182,10 @@ def _judged(
     if rounding is None:
         return
     rms = math.sqrt(float(blocks.error.sum(dtype=torch.float64)) / numel)
-    if numel >= _MANY and abs(float(blocks.bias.sum(dtype=torch.float64))) / numel > (
-        _ALL_ONE_WAY * rms
-    ):
+    size = math.sqrt(float(mean) / blocks.columns)
+    far = rms > _SHIFT * rounding * size  # as far as rounding goes, a constant goes one way, too
+    bias = abs(float(blocks.bias.sum(dtype=torch.float64))) / numel
+    if numel >= _MANY and far and bias > _ALL_ONE_WAY * rms:
         yield "all its errors point one way (all zero-points off?)"
     elif blocks.columns >= _SHIFT_COLUMNS:
         one_way = blocks.bias.abs() > _ONE_WAY * torch.sqrt(blocks.columns * blocks.error)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ROUNDINGS, _SMALLEST = 2.0**-7, 2.0**-24
 
 #: Decoding costs as many values as this, in all, or as this share of the artifact's.
-_BUDGET, _SHARE = 32_000_000, 1 / 32
+_BUDGET, _SHARE = 64_000_000, 1 / 32
 
 #: Values of a tensor that is decoded whole, at most: its reader may take 16 bytes for each.
 _WHOLE = 1 << 26

@@ -18,11 +18,18 @@ _EXPLAINED = 0.5
 #: Alternations of the fit of rows and columns; two leave 1e-6 where one side was rescaled.
 _ROUNDS = 3
 
+#: Logarithm of what coarse grids shrink a weight by, at most: two bits take 7 %.
+_SHRUNK = 0.1
+
+#: Share of an average row's or column's sum of squares that is next to nothing.
+_NOTHING = 1e-3
+
 
 def rescaled(source: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
     """``source`` with the row and column factors that bring it nearest to ``found``.
 
-    None where a factor is not positive: no rescaling turns signs.
+    None where a factor is not positive: no rescaling turns signs. A row or column that rounding
+    left next to nothing of has none, and keeps its values.
 
     source, found: (rows, columns) float32, of at least two rows and columns
     """
@@ -35,7 +42,9 @@ def rescaled(source: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
         for dim in (0, 1):
             weight = (made * made).sum(dim, keepdim=True)
             factor = (made * found).sum(dim, keepdim=True) / weight.clamp_min(1e-30)
-            factor = torch.where(weight > 0, factor, torch.ones_like(factor))
+            left = (found * found).sum(dim, keepdim=True)
+            empty = (weight <= 0) | (left <= _NOTHING * left.mean())
+            factor = torch.where(empty, torch.ones_like(factor), factor)
             if not bool((factor > 0).all()):
                 return None
             made = made * factor
@@ -45,16 +54,21 @@ def rescaled(source: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
 def explains(ratio: torch.Tensor, factor: torch.Tensor, *, inverse: bool) -> bool:
     """Whether the factors of a weight's channels are what a vector was changed by.
 
-    ratio: (channels,) of the changed vector to the source's
-    factor: (channels,) of the weight's columns, or rows
+    Coarse grids shrink all channels alike, so a small factor that all share is left out.
+
+    ratio: (channels,) of the changed vector to the source's; NaN where both are zero
+    factor: (channels,) of the weight's columns, or rows; 0 where nothing is left of one
     inverse: the vector is divided by what the columns that read it are multiplied by
     """
     import torch
 
-    if not bool((ratio > 0).all()) or not bool((factor > 0).all()):
+    told = ~ratio.isnan() & (factor != 0)
+    ratio, factor = ratio[told], factor[told]
+    if not len(ratio) or not bool((ratio > 0).all()) or not bool((factor > 0).all()):
         return False
     change, found = torch.log(ratio.double()), torch.log(factor.double())
     left = change + found if inverse else change - found
+    left = left - left.mean().clamp(-_SHRUNK, _SHRUNK)
     return bool(left.norm() < _EXPLAINED * change.norm())
 
 
