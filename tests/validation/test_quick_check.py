@@ -25,7 +25,8 @@ from qconv.validation import QuickCheck
 from qconv.validation import _exact as exact
 from qconv_rtn._rtn import Rtn
 from toy import MemoryCheckpoint, ToyBackend, reversed_rows
-from validation.damage import model_at
+from validation.damage import converted as made
+from validation.damage import faults_of, model_at, validated
 
 EXAMPLE = Path(__file__).parents[1] / "third_party" / "qconv-example" / "src"
 CALIBRATION = Calibration(windows=2, window_length=32)
@@ -366,3 +367,21 @@ def test_values_that_a_format_puts_in_another_order_pass(tmp_path):
 
     (checked,) = converted(tmp_path, Reordering(damage=turned))
     assert (checked.decoded, checked.warnings) == (5, ())
+
+
+# --- qconv validate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [
+        ("gguf:f16", "rtn"),
+        ("gguf:q4_0", "rtn"),
+        ("safetensors:fp8,scope=tensor", "rtn"),
+        ("gguf:q4_0", "awq"),
+    ],
+)
+def test_odd_weights_are_no_faults_to_validate_either(target, method, odd, tmp_path):
+    calibration = None if method == "rtn" else CALIBRATION
+    artifact = made(odd, target, tmp_path, method=method, calibration=calibration)
+    assert faults_of(validated(artifact, odd)) == {}

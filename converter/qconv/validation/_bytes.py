@@ -25,7 +25,7 @@ from qconv.validation._limits import (
     sampled_rows,
     underflow,
 )
-from qconv.validation._rescaled_vectors import is_answered
+from qconv.validation._rescaled_vectors import is_answered, may_be_answered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
 from qconv.validation._sampling import chosen_tensors, whole
@@ -92,7 +92,8 @@ def check_bytes(
             results.append(reading.checked(job, plan, runs))
             done += there[plan.name].numel
             progress(plan.name, done, total)
-        results = [reading.settled(each, jobs) for each in results]
+        rescaled = frozenset(each.name for each in results if each.rescaled and len(each.shape) > 1)
+        results = [reading.settled(each, jobs, rescaled) for each in results]
     return BytesFound(tensors=tuple(results), faults=tuple(_unaccounted(match)))
 
 
@@ -169,12 +170,22 @@ class _Reading:
         described = replace(described, sampled=sample.count / max(1, job.rows))
         return self._judged(sample, described, found)
 
-    def settled(self, result: TensorResult, jobs: Sequence[tuple[Job, TensorPlan]]) -> TensorResult:
-        """A changed vector is a wrong one unless a weight of its block was changed to match."""
+    def settled(
+        self,
+        result: TensorResult,
+        jobs: Sequence[tuple[Job, TensorPlan]],
+        rescaled: frozenset[str],
+    ) -> TensorResult:
+        """A changed vector is a wrong one unless a weight of its block was changed to match.
+
+        rescaled: weights whose channels were rescaled
+        """
         if not result.rescaled or len(result.shape) > 1:
             return result
         vector = next(each for each in jobs if each[1].name == result.name)
-        if is_answered(vector, jobs, self._both):
+        if is_answered(vector, jobs, self._both) or may_be_answered(
+            vector, jobs, self._both, rescaled
+        ):
             return result
         fault = _far(result.relative_error, result.limit)
         return replace(result, rescaled=False, faults=(*result.faults, fault))
@@ -196,6 +207,8 @@ class _Reading:
             limit = min(1.0, rounding * (NEAREST if self.nearest else ANY))
         judge = _Judge(limit=limit or 0.0, rounding=rounding, columns=self._columns(job, plan))
         comparison = judge.compared(found, sample.expected, sample.numbers())
+        if rounding is None and judge.limit >= 1:  # all of it is below float16's smallest value
+            comparison = replace(comparison, faults=())
         changed = math.isfinite(comparison.relative_error) and (
             bool(comparison.faults) or comparison.relative_error > judge.limit
         )

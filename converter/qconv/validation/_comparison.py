@@ -33,6 +33,9 @@ _MATTERS = 0.25
 #: A block this many times further off than zeros would be holds something else.
 _ELSE = 4.0
 
+#: A type that loses as much as this of a tensor holds nothing of it.
+_HOLDS = 0.99
+
 #: Of a block that holds next to nothing beside others, no error is told.
 _TINY = 1e-3
 
@@ -176,7 +179,8 @@ def _judged(
     matters = blocks.error > _MATTERS * mean
     scaled = matters & ~empty & _scaled(blocks)
     other = matters & (error > _ELSE)
-    yield from _told(blocks, numbers, empty, "decode to zeros only (a scale of zero?)")
+    if rounding is None or rounding < _HOLDS:  # beyond, the type has no value but zero for it
+        yield from _told(blocks, numbers, empty, "decode to zeros only (a scale of zero?)")
     yield from _told(blocks, numbers, scaled, "are the source's times a factor (a wrong scale?)")
     yield from _told(blocks, numbers, other & ~scaled, "hold something else than the source")
     if rounding is None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     #: A tensor of the artifact and its source, (rows, columns) float32 both.
     Both = Callable[[Job, TensorPlan], tuple[torch.Tensor, torch.Tensor]]
 
+#: A change of a vector, relative to its size, that few bits hide in the weights.
+_SMALL = 0.25
+
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -42,6 +45,27 @@ def is_answered(
             if any(explains(ratio, factor, inverse=inverse) for ratio in ratios):
                 return True
     return False
+
+
+def may_be_answered(
+    vector: tuple[Job, TensorPlan],
+    jobs: Sequence[tuple[Job, TensorPlan]],
+    both: Both,
+    rescaled: frozenset[str],
+) -> bool:
+    """Whether nothing proves a changed vector wrong, though no weight answers it in full.
+
+    Rounding to few bits hides small factors: where a weight beside the vector was rescaled, and the
+    vector kept its signs and most of its size, its change may be the other half of that.
+
+    rescaled: names of weights that were found so
+    """
+    if not any(plan.name in rescaled for _, plan in _near(vector, jobs)):
+        return False
+    found, source = both(*vector)
+    if bool((found * source < 0).any()):
+        return False
+    return bool((found - source).norm() < _SMALL * source.norm())
 
 
 def _near(
