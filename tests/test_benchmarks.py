@@ -31,11 +31,18 @@ def test_the_encoding_benchmark_reports_speed_and_error():
 @pytest.mark.parametrize(
     ("targets", "contenders"),
     [
-        (["gguf:q4_k_m"], ["qconv", "llama.cpp"]),
-        (["safetensors:int4"], ["qconv", "llm-compressor", "gptqmodel"]),
+        (["gguf:q4_k_m"], ["qconv", "qconv unchecked", "llama.cpp"]),
+        (["safetensors:int4"], ["qconv", "qconv unchecked", "llm-compressor", "gptqmodel"]),
         (
             ["safetensors:int4", "safetensors:awq"],
-            ["qconv safetensors:int4", "qconv safetensors:awq", "llm-compressor", "gptqmodel"],
+            [
+                "qconv safetensors:int4",
+                "qconv safetensors:int4 unchecked",
+                "qconv safetensors:awq",
+                "qconv safetensors:awq unchecked",
+                "llm-compressor",
+                "gptqmodel",
+            ],
         ),
     ],
 )

@@ -5,7 +5,8 @@
     python tests/bench/whole.py --to safetensors:int4 --llm-compressor PYTHON --gptqmodel PYTHON
 
 Prints wall seconds, CPU seconds and peak memory of each command, and qconv's as ratios of each
-peer's; llama.cpp's are the sum of its two commands. The peers run only when they are given, as they
+peer's; llama.cpp's are the sum of its two commands. No peer reads back what it wrote, so qconv runs
+both as it does by itself and without that check. The peers run only when they are given, as they
 live in environments of their own, and only for their format: llama.cpp for GGUF, llm-compressor
 and GPTQModel, both rounding to nearest in groups of 128, for safetensors. Every command runs once
 unmeasured first, so that all find their files cached and their code compiled; what a run wrote is
@@ -124,12 +125,13 @@ Commands = dict[str, list[list[str]]]
 def commands(options: argparse.Namespace, work: Path) -> Commands:
     """Each contender's commands, one after the other."""
     qconv = {
-        "qconv" if len(options.to) == 1 else f"qconv {target}": [[
+        ("qconv" if len(options.to) == 1 else f"qconv {target}") + name: [[
             str(Path(sys.executable).parent / "qconv"), str(work / "random-1b"), "--to", target,
             "--out", str(work / OUT / "qconv"), "--quiet",
-            "--threads", str(options.threads),
+            "--threads", str(options.threads), *more,
         ]]
         for target in options.to
+        for name, more in (("", []), (" unchecked", ["--no-validate"]))
     }  # fmt: skip
     backends = {target.partition(":")[0] for target in options.to}
     peers: Commands = {}
@@ -225,7 +227,7 @@ def report(figures: dict[str, Figures], *, as_json: bool) -> None:
         print(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
         return
     for name, figure in figures.items():
-        print(f"{name:10} wall {figure.wall:6.1f} s   CPU {figure.cpu:6.1f} s   "
+        print(f"{name:15} wall {figure.wall:6.1f} s   CPU {figure.cpu:6.1f} s   "
               f"peak {figure.peak_mb:5.0f} MB")  # fmt: skip
     ours = {name: figure for name, figure in figures.items() if name.startswith("qconv")}
     for peer in [name for name in figures if name not in ours]:
