@@ -196,14 +196,13 @@ def _shades(limits: tuple[float, ...]) -> Markup:
 
 
 def _tensor(tensor: TensorResult) -> tuple[Child, ...]:
-    partly = f" ({share(tensor.sampled)} of it)" if tensor.sampled < 1 else ""
     rescaled = " rescaled" if tensor.rescaled else ""
     return (
         code(tensor.name),
         "x".join(map(str, tensor.shape)) or "scalar",
         f"{tensor.grid}{rescaled}",
         figure(tensor.bits_per_weight),
-        f"{figure(tensor.relative_error)}{partly}",
+        figure(tensor.relative_error),
         "none" if tensor.limit is None else figure(tensor.limit),
         UNMEASURED if tensor.cosine is None else f"{tensor.cosine:.6f}",
         "; ".join(tensor.faults),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qconv.conversion._ahead import torch_threads
@@ -17,8 +18,7 @@ from qconv.planning import matrix_shape
 from qconv.validation._comparison import Comparison, compare
 from qconv.validation._likeness import ROWS, whose_values
 from qconv.validation._limits import (
-    ANY,
-    NEAREST,
+    BEYOND_ROUNDING,
     error_of_bits,
     float_limit,
     rounding_error,
@@ -28,7 +28,6 @@ from qconv.validation._limits import (
 from qconv.validation._rescaled_vectors import is_answered, may_be_answered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
-from qconv.validation._sampling import chosen_tensors, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from qconv.grids import Grid
     from qconv.plugin import TensorPlan
     from qconv.validation._matching import Match
-    from qconv.validation._sampling import Runs
 
     Progress = Callable[[str, int, int], None]
 
@@ -64,32 +62,20 @@ def check_bytes(
     source: OpenedSource,
     *,
     progress: Progress,
-    budget: int | None = None,
-    plain: bool = False,
-    nearest: bool = False,
 ) -> BytesFound:
     """Account for every tensor, and compare them with the source.
 
     progress: called with a tensor's name, weights done and weights to do
-    budget: values to decode and compare at most; None: all, otherwise a sample
-    plain: no step of the method rescales channels, so a rescaled weight is a wrong one
-    nearest: the method is rounding to nearest, which is to lose little more than it does here
     """
-    reading = _Reading(match=match, source=source, plain=plain, nearest=nearest)
+    reading = _Reading(match=match, source=source)
     there = match.reader.tensors
     jobs = [(job, plan) for job, plan in match.jobs() if plan.name in there]
-    chosen = chosen_tensors([plan.name for _, plan in jobs], match.reader, budget)
-    total = sum(there[name].numel for name in chosen)
+    total = sum(there[plan.name].numel for _, plan in jobs)
     results: list[TensorResult] = []
     done = 0
     with torch_threads(1):  # slabs are small: threads would wait for one another more than work
         for job, plan in jobs:
-            if plan.name not in chosen:
-                results.append(replace(_described(match, plan), sampled=0.0))
-                continue
-            # every slab of a transposed source reads all of it
-            runs = whole(job.rows) if plan.arrangement == "transposed" else chosen[plan.name]
-            results.append(reading.checked(job, plan, runs))
+            results.append(reading.checked(job, plan))
             done += there[plan.name].numel
             progress(plan.name, done, total)
         rescaled = frozenset(each.name for each in results if each.rescaled and len(each.shape) > 1)
@@ -153,22 +139,18 @@ class _Reading:
 
     match: Match
     source: OpenedSource
-    plain: bool
-    nearest: bool
 
-    def checked(self, job: Job, plan: TensorPlan, runs: Runs) -> TensorResult:
-        """Decode and compare some rows of a tensor."""
+    def checked(self, job: Job, plan: TensorPlan) -> TensorResult:
+        """Decode and compare a tensor."""
         described = _described(self.match, plan)
         if described.shape != plan.shape and _squeezed(described.shape) != _squeezed(plan.shape):
             fault = f"its shape is {described.shape}, but the source makes it {plan.shape}"
             return replace(described, faults=(fault,))
-        sample = _Sample(reading=self, job=job, plan=plan, runs=runs)
         try:
-            found = sample.found()
+            found = self._found(job, plan)
         except (QconvError, ValueError, RuntimeError) as error:
             return replace(described, faults=(f"it cannot be decoded: {error}",))
-        described = replace(described, sampled=sample.count / max(1, job.rows))
-        return self._judged(sample, described, found)
+        return self._judged(job, plan, described, found)
 
     def settled(
         self,
@@ -191,29 +173,31 @@ class _Reading:
         return replace(result, rescaled=False, faults=(*result.faults, fault))
 
     def _both(self, job: Job, plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self.match.reader.read(plan.name).reshape(job.rows, job.columns)
-        return found, self.expected(job, plan, 0, job.rows).float()
+        return self._found(job, plan), self._expected(job, plan, 0, job.rows).float()
+
+    def _found(self, job: Job, plan: TensorPlan) -> torch.Tensor:
+        return self.match.reader.read(plan.name).reshape(job.rows, job.columns)
 
     def _judged(
-        self, sample: _Sample, described: TensorResult, found: torch.Tensor
+        self, job: Job, plan: TensorPlan, described: TensorResult, found: torch.Tensor
     ) -> TensorResult:
-        job, plan = sample.job, sample.plan
+        expected = partial(self._expected, job, plan)
         stored = self.match.reader.tensors[plan.name].dtype
         limit = None if self.match.grid(plan) else float_limit(stored)
         if limit is not None and stored == "F16":
             limit = max(limit, underflow(self._given(job, plan, None)))
         rounding = self._rounding(job, plan) if limit is None else None
         if rounding is not None:
-            limit = min(1.0, rounding * (NEAREST if self.nearest else ANY))
+            limit = min(1.0, rounding * BEYOND_ROUNDING)
         judge = _Judge(limit=limit or 0.0, rounding=rounding, columns=self._columns(job, plan))
-        comparison = judge.compared(found, sample.expected, sample.numbers())
+        comparison = judge.compared(found, expected)
         if rounding is None and judge.limit >= 1:  # all of it is below float16's smallest value
             comparison = replace(comparison, faults=())
         changed = math.isfinite(comparison.relative_error) and (
             bool(comparison.faults) or comparison.relative_error > judge.limit
         )
-        if changed and not self.plain:
-            again = self._rescaled(sample, found, judge)
+        if changed:
+            again = self._rescaled(job, plan, found, judge)
             if again is not None:
                 return replace(
                     described,
@@ -225,8 +209,7 @@ class _Reading:
         faults = list(comparison.faults)
         if comparison.relative_error > judge.limit:
             far = _far(comparison.relative_error, judge.limit)
-            first = sample.expected(0, min(sample.count, ROWS))
-            whose = list(whose_values(found, first, plan, self.source, sample.numbers()))
+            whose = list(whose_values(found, expected(0, min(job.rows, ROWS)), plan, self.source))
             faults = [far, *whose] if whose else [far, *faults]
         return replace(
             described,
@@ -236,18 +219,20 @@ class _Reading:
             faults=tuple(faults),
         )
 
-    def _rescaled(self, sample: _Sample, found: torch.Tensor, judge: _Judge) -> Comparison | None:
+    def _rescaled(
+        self, job: Job, plan: TensorPlan, found: torch.Tensor, judge: _Judge
+    ) -> Comparison | None:
         """The comparison with the source's channels rescaled; None where that explains nothing."""
-        source = sample.expected(0, sample.count).float()
-        if sample.job.rows == 1:
+        source = self._expected(job, plan, 0, job.rows).float()
+        if job.rows == 1:
             return compare(found, lambda a, b: source[a:b], judge.columns)
         near = rescaled(source, found)
         if near is None:
             return None
-        again = judge.compared(found, lambda a, b: near[a:b], sample.numbers())
+        again = judge.compared(found, lambda a, b: near[a:b])
         return None if again.faults or again.relative_error > judge.limit else again
 
-    def expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+    def _expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
         return expected_rows(self.source, job, plan, start, stop)
 
     def _columns(self, job: Job, plan: TensorPlan) -> int:
@@ -268,8 +253,8 @@ class _Reading:
 
         wanted = sampled_rows(job.rows, job.columns, grid)
         if plan.arrangement == "transposed" or len(wanted) == job.rows:
-            return self.expected(job, plan, 0, len(wanted)).float()
-        rows = [self.expected(job, plan, at, at + 1) for at in wanted]
+            return self._expected(job, plan, 0, len(wanted)).float()
+        rows = [self._expected(job, plan, at, at + 1) for at in wanted]
         return torch.cat(rows).float()
 
 
@@ -282,53 +267,9 @@ class _Judge:
     columns: int
 
     def compared(
-        self,
-        found: torch.Tensor,
-        expected: Callable[[int, int], torch.Tensor],
-        numbers: Sequence[int],
+        self, found: torch.Tensor, expected: Callable[[int, int], torch.Tensor]
     ) -> Comparison:
-        return compare(found, expected, self.columns, rounding=self.rounding, numbers=numbers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    """Some rows of a tensor, counted from 0 among themselves. runs: which of the artifact's."""
-
-    reading: _Reading
-    job: Job
-    plan: TensorPlan
-    runs: Runs
-
-    @property
-    def count(self) -> int:
-        return sum(stop - start for start, stop in self.runs)
-
-    def numbers(self) -> Sequence[int]:
-        """The rows' numbers in the artifact."""
-        return [row for start, stop in self.runs for row in range(start, stop)]
-
-    def found(self) -> torch.Tensor:
-        """The rows as decoded: (rows, columns) float32."""
-        import torch
-
-        reader: Any = self.reading.match.reader
-        if hasattr(reader, "read_rows"):
-            return torch.cat([reader.read_rows(self.plan.name, *run) for run in self.runs])
-        every: torch.Tensor = reader.read(self.plan.name).reshape(self.job.rows, self.job.columns)
-        return every if self.count == self.job.rows else every[self.numbers()]
-
-    def expected(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` of the sample as the source has them."""
-        import torch
-
-        parts, at = [], 0
-        for first, last in self.runs:
-            low, high = max(start, at), min(stop, at + last - first)
-            if low < high:
-                rows = (first + low - at, first + high - at)
-                parts.append(self.reading.expected(self.job, self.plan, *rows))
-            at += last - first
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return compare(found, expected, self.columns, rounding=self.rounding)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

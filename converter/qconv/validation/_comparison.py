@@ -10,7 +10,7 @@ source than zeros would be, and rightly so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,6 @@ def compare(
     columns: int,
     *,
     rounding: float | None = None,
-    numbers: Sequence[int] | None = None,
 ) -> Comparison:
     """Compare a decoded tensor with its source, in slabs of rows.
 
@@ -88,7 +87,6 @@ def compare(
     expected: rows ``start:stop`` of the source
     columns: of a row that share one fit
     rounding: relative error of rounding to nearest; None: values are stored as floats
-    numbers: of the rows, for messages; None: from 0
     """
     import torch
 
@@ -104,12 +102,10 @@ def compare(
         float(each.sum(dtype=torch.float64)) for each in (blocks.error, blocks.source, blocks.found)
     )
     if not math.isfinite(error):
-        return Comparison(
-            relative_error=math.nan, cosine=math.nan, faults=(_not_finite(found, numbers),)
-        )
+        return Comparison(relative_error=math.nan, cosine=math.nan, faults=(_not_finite(found),))
     relative = _ratio(error, source)
     cosine = dot / math.sqrt(source * size) if source and size else float(source == size)
-    faults = tuple(_judged(blocks, rounding, found.numel(), numbers))
+    faults = tuple(_judged(blocks, rounding, found.numel()))
     return Comparison(relative_error=relative, cosine=cosine, faults=faults)
 
 
@@ -154,7 +150,7 @@ def _joined(parts: list[_Blocks]) -> _Blocks:
     return _Blocks(error, source, found, bias, parts[0].columns)
 
 
-def _not_finite(found: torch.Tensor, numbers: Sequence[int] | None) -> str:
+def _not_finite(found: torch.Tensor) -> str:
     import torch
 
     bad = torch.nonzero(~torch.isfinite(found))
@@ -162,13 +158,10 @@ def _not_finite(found: torch.Tensor, numbers: Sequence[int] | None) -> str:
         return "the values are so large that their squares overflow"
     row, column = (int(at) for at in bad[0])
     more = f", and {len(bad) - 1} more values are" if len(bad) > 1 else ""
-    number = row if numbers is None else numbers[row]
-    return f"row {number}, column {column} is {float(found[row, column])}{more} not finite"
+    return f"row {row}, column {column} is {float(found[row, column])}{more} not finite"
 
 
-def _judged(
-    blocks: _Blocks, rounding: float | None, numel: int, numbers: Sequence[int] | None
-) -> Iterator[str]:
+def _judged(blocks: _Blocks, rounding: float | None, numel: int) -> Iterator[str]:
     """What is wrong with single blocks, worst kinds first."""
     import torch
 
@@ -180,9 +173,9 @@ def _judged(
     scaled = matters & ~empty & _scaled(blocks)
     other = matters & (error > _ELSE)
     if rounding is None or rounding < _HOLDS:  # beyond, the type has no value but zero for it
-        yield from _told(blocks, numbers, empty, "decode to zeros only (a scale of zero?)")
-    yield from _told(blocks, numbers, scaled, "are the source's times a factor (a wrong scale?)")
-    yield from _told(blocks, numbers, other & ~scaled, "hold something else than the source")
+        yield from _told(blocks, empty, "decode to zeros only (a scale of zero?)")
+    yield from _told(blocks, scaled, "are the source's times a factor (a wrong scale?)")
+    yield from _told(blocks, other & ~scaled, "hold something else than the source")
     if rounding is None:
         return
     rms = math.sqrt(float(blocks.error.sum(dtype=torch.float64)) / numel)
@@ -194,7 +187,7 @@ def _judged(
     elif blocks.columns >= _SHIFT_COLUMNS:
         one_way = blocks.bias.abs() > _ONE_WAY * torch.sqrt(blocks.columns * blocks.error)
         shifted = counts & one_way & (error > _SHIFT * rounding) & ~scaled & ~empty
-        yield from _told(blocks, numbers, shifted, "are shifted as a whole (a zero-point off?)")
+        yield from _told(blocks, shifted, "are shifted as a whole (a zero-point off?)")
 
 
 def _scaled(blocks: _Blocks) -> torch.Tensor:
@@ -207,9 +200,7 @@ def _scaled(blocks: _Blocks) -> torch.Tensor:
     return along & ((factor < _FACTORS[0]) | (factor > _FACTORS[1]))
 
 
-def _told(
-    blocks: _Blocks, numbers: Sequence[int] | None, wrong: torch.Tensor, what: str
-) -> Iterator[str]:
+def _told(blocks: _Blocks, wrong: torch.Tensor, what: str) -> Iterator[str]:
     import torch
 
     found = torch.nonzero(wrong)
@@ -217,6 +208,5 @@ def _told(
         return
     row, block = (int(at) for at in found[0])
     first = block * blocks.columns
-    number = row if numbers is None else numbers[row]
-    where = f"row {number}, columns {first} to {first + blocks.columns - 1}"
+    where = f"row {row}, columns {first} to {first + blocks.columns - 1}"
     yield f"{len(found)} of {wrong.numel()} blocks {what}: first {where}"

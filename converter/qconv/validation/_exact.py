@@ -106,7 +106,7 @@ def _affordable(
     by_rows = hasattr(reader, "read_rows")
     left = max(_BUDGET, int(weights * _SHARE))
     for group in (firsts, lasts):
-        costs = [(cost(reader, plan.name, 0), kind, plan) for kind, plan in group]
+        costs = [(cost(reader, plan.name), kind, plan) for kind, plan in group]
         for price, kind, plan in sorted(costs, key=lambda each: each[0]):
             if price <= left and (by_rows or price <= _WHOLE):
                 left -= price

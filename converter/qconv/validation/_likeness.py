@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import torch
 
@@ -27,13 +27,11 @@ def whose_values(
     expected: torch.Tensor,
     plan: TensorPlan,
     source: OpenedSource,
-    numbers: Sequence[int],
 ) -> Iterator[str]:
     """At most one sentence on where the values seem to come from.
 
     found: (rows, columns) float32, decoded
     expected: the first rows of what it should be, at most :data:`ROWS`
-    numbers: of the rows
     """
     if len(plan.sources) != 1 or found.shape[0] < 2 or plan.arrangement != "rows":
         return
@@ -43,10 +41,7 @@ def whose_values(
         return
     moved = _moved_rows(found, expected)
     if moved is not None:
-        yield (
-            f"its row {numbers[moved[0]]} is what row {numbers[moved[1]]} should be: "
-            "rows in another order?"
-        )
+        yield f"its row {moved[0]} is what row {moved[1]} should be: rows in another order?"
 
 
 def _other_tensor(row: torch.Tensor, own: str, source: OpenedSource) -> str | None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from qconv.grids import Grid
 
-#: Of the error of rounding to nearest: for that method itself, and for any.
-NEAREST, ANY = 2.5, 5.0
+#: Times the error of rounding to nearest: what any method may lose.
+BEYOND_ROUNDING = 5.0
 
 #: Rows that are rounded to find it: enough to meet outliers that one row in fifty has. Of a grid
 #: whose rows share parameters, all, up to this many values.

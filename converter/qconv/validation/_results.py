@@ -29,7 +29,6 @@ class TensorResult:
     relative_error: ``||decoded - source|| / ||source||``; None where it was not compared
     cosine: between decoded and source; None where it was not compared
     limit: what ``relative_error`` may be on this grid; None where it has no limit
-    sampled: share of the values that were decoded and looked at, 0 to 1
     rescaled: it is the source's with channels rescaled, as AWQ and SmoothQuant do, and compared so
     faults: what is wrong with it, in words; empty when nothing is
     """
@@ -41,7 +40,6 @@ class TensorResult:
     relative_error: float | None = None
     cosine: float | None = None
     limit: float | None = None
-    sampled: float = 1.0
     rescaled: bool = False
     faults: tuple[str, ...] = ()
 

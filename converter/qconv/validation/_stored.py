@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qconv._sources import OpenedSource
     from qconv.plugin import ArtifactReader, EncodedTensor, TensorInfo
 
-#: What unpacking a tensor's codes costs beside comparing its values.
+#: What unpacking a tensor's codes costs beside reading its values.
 _UNPACKING = 1 / 4
 
 
@@ -84,9 +84,9 @@ def open_stored(path: Path, host: Host) -> StoredReader | None:
     return StoredReader(opened)
 
 
-def cost(reader: ArtifactReader, name: str, values: int) -> int:
-    """What decoding and comparing ``values`` of a tensor takes, in values decoded and compared."""
+def cost(reader: ArtifactReader, name: str) -> int:
+    """What decoding single rows of a tensor takes, in values decoded: little, or the whole."""
     numel = reader.tensors[name].numel
     if not hasattr(reader, "read_rows"):
         return numel
-    return values + (int(numel * _UNPACKING) if name in getattr(reader, "encoded", {}) else 0)
+    return int(numel * _UNPACKING) if name in getattr(reader, "encoded", {}) else 0
