@@ -13,6 +13,7 @@ MODULES = (
     "qconv.checkpoint",
     "qconv.comparison",
     "qconv.conversion",
+    "qconv.engines",
     "qconv.errors",
     "qconv.grids",
     "qconv.inspection",

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
+from qconv.engines import TokenizedRuntime
+from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 
 from ._session import open_session
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from typing_extensions import Self
 
 _GRAPH = "model.onnx"
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
-class OnnxRuntime:
+class OnnxRuntime(TokenizedRuntime):
     """A graph in an inference session, and the tokenizer that lies beside it. A context manager.
 
     Memory: what onnxruntime makes of the weights, which it may pack a second time.
@@ -35,8 +34,7 @@ class OnnxRuntime:
             UnreadableInput: onnxruntime refuses the graph, or the tokenizer is missing.
             Unsupported: the graph is no decoder's, or onnxruntime is too old for it.
         """
-        self._folder = path if path.is_dir() else path.parent
-        self._context = context
+        folder = path if path.is_dir() else path.parent
         try:
             import onnxruntime
             from transformers import AutoTokenizer
@@ -46,21 +44,22 @@ class OnnxRuntime:
                 "pip install 'qconv[onnx]'"
             ) from error
         self._version = str(onnxruntime.__version__)
-        self._session: Any = open_session(self._folder / _GRAPH)
+        self._session: Any = open_session(folder / _GRAPH)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                self._folder, trust_remote_code=False, local_files_only=True
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
             )
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             raise UnreadableInput(
-                f"{self._folder}: transformers cannot read its tokenizer: {said}; put the files of "
+                f"{folder}: transformers cannot read its tokenizer: {said}; put the files of "
                 "the model's tokenizer beside the graph"
             ) from error
+        super().__init__(folder, context, tokenizer)
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         self._outputs = [each.name for each in self._session.get_outputs()]
         self._check_decoder()
-        self._ends = _ends(self._folder)
+        self._ends = _ends(folder)
 
     def _check_decoder(self) -> None:
         if "logits" not in self._outputs or "input_ids" not in self._inputs:
@@ -79,45 +78,6 @@ class OnnxRuntime:
         """That of the library."""
         return self._version
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids, begun as the tokenizer does."""
-        return list(self._tokenizer(text)["input_ids"])
-
-    def converse(self, prompt: str) -> list[int]:
-        """Token ids of a user's message as the chat template writes it, up to the answer.
-
-        Raises:
-            BrokenPlugin: jinja2 is not installed.
-            Unsupported: there is no chat template, or it refuses the message.
-        """
-        if not self._tokenizer.chat_template:
-            raise Unsupported(
-                f"{self._folder}: there is no chat template; give the prompt as plain text"
-            )
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        except ImportError as error:
-            raise BrokenPlugin(
-                f"{self._folder}: its chat template cannot be written: {error}; "
-                "pip install 'qconv[calibration]'"
-            ) from error
-        except Exception as error:
-            raise Unsupported(
-                f"{self._folder}: the chat template refuses a user's message ({error}); give the "
-                "prompt as plain text"
-            ) from error
-        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens are left out."""
-        return str(
-            self._tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits after every token: (len(ids), vocabulary) float32.
 
@@ -126,7 +86,7 @@ class OnnxRuntime:
         """
         import torch
 
-        self._check(ids, 0)
+        self.check_room(ids, 0)
         return torch.from_numpy(self._run(ids, 0, {})["logits"][0].astype("float32"))
 
     def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
@@ -137,7 +97,7 @@ class OnnxRuntime:
         Raises:
             UsageError: no tokens, or all together more than ``context``.
         """
-        self._check(ids, max_tokens)
+        self.check_room(ids, max_tokens)
         cached = any(name.startswith(_PAST) for name in self._inputs)
         made: list[int] = []
         new = list(ids)
@@ -175,27 +135,9 @@ class OnnxRuntime:
                 feeds[name] = kept[name] if kept else _empty(each)
         return dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
 
-    def _check(self, ids: Sequence[int], more: int) -> None:
-        if not 0 < len(ids) <= self._context - more:
-            raise UsageError(
-                f"{len(ids)} tokens and {more} more, but between 1 and {self._context} can be "
-                "computed; raise the context or give fewer"
-            )
-
     def close(self) -> None:
         """Let go of the session."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _empty(each: Any) -> np.ndarray[Any, Any]:  # noqa: ANN401 - onnxruntime's NodeArg

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
+from qconv.engines import TokenizedRuntime
+from qconv.errors import BrokenPlugin, UnreadableInput
 
 if TYPE_CHECKING:
     import torch
-    from typing_extensions import Self
 
 
-class Transformers:
+class Transformers(TokenizedRuntime):
     """A checkpoint loaded by ``from_pretrained``. A context manager.
 
     Memory: the weights as transformers holds them, which decompresses some quantized ones.
@@ -28,8 +27,7 @@ class Transformers:
             BrokenPlugin: transformers, or the library that the quantization needs, is missing.
             UnreadableInput: transformers refuses the checkpoint.
         """
-        self._folder = path if path.is_dir() else path.parent
-        self._context = context
+        folder = path if path.is_dir() else path.parent
         try:
             import transformers
         except ImportError as error:
@@ -38,24 +36,25 @@ class Transformers:
             ) from error
         self._library: Any = transformers
         given = {"trust_remote_code": False, "local_files_only": True}
-        with _quiet(transformers), self._refusals():
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, **given)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(self._folder, **given)
+        with _quiet(transformers), self._refusals(folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **given)
+        super().__init__(folder, context, tokenizer)
         self._model = model.eval()
         self._ends = _ends(self._model)
 
     @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _refusals(self, folder: Path) -> Iterator[None]:
         """Whatever transformers raises, as an error that names the checkpoint."""
         try:
             yield
         except ImportError as error:
             raise BrokenPlugin(
-                f"{self._folder}: transformers lacks a library: {_line(error)}; install it"
+                f"{folder}: transformers lacks a library: {_line(error)}; install it"
             ) from error
         except Exception as error:
             raise UnreadableInput(
-                f"{self._folder}: transformers {self.version} refuses it: {_line(error)}; "
+                f"{folder}: transformers {self.version} refuses it: {_line(error)}; "
                 "run it in an engine that its format is for"
             ) from error
 
@@ -69,45 +68,6 @@ class Transformers:
         """That of the library."""
         return str(self._library.__version__)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids, begun as the tokenizer does."""
-        return list(self._tokenizer(text)["input_ids"])
-
-    def converse(self, prompt: str) -> list[int]:
-        """Token ids of a user's message as the chat template writes it, up to the answer.
-
-        Raises:
-            BrokenPlugin: jinja2 is not installed.
-            Unsupported: there is no chat template, or it refuses the message.
-        """
-        if not self._tokenizer.chat_template:
-            raise Unsupported(
-                f"{self._folder}: there is no chat template; give the prompt as plain text"
-            )
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        except ImportError as error:
-            raise BrokenPlugin(
-                f"{self._folder}: its chat template cannot be written: {error}; "
-                "pip install 'qconv[calibration]'"
-            ) from error
-        except Exception as error:
-            raise Unsupported(
-                f"{self._folder}: the chat template refuses a user's message ({error}); give the "
-                "prompt as plain text"
-            ) from error
-        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens are left out."""
-        return str(
-            self._tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits after every token: (len(ids), vocabulary) float32.
 
@@ -116,7 +76,7 @@ class Transformers:
         """
         import torch
 
-        self._check(ids, 0)
+        self.check_room(ids, 0)
         with torch.inference_mode():
             found: torch.Tensor = self._model(torch.tensor([list(ids)]), use_cache=False).logits
         return found[0].float()
@@ -131,7 +91,7 @@ class Transformers:
         """
         import torch
 
-        self._check(ids, max_tokens)
+        self.check_room(ids, max_tokens)
         if max_tokens == 0:
             return []
         config = self._library.GenerationConfig(
@@ -147,27 +107,9 @@ class Transformers:
         made = [int(token) for token in found[0, len(ids) :]]
         return made[:-1] if made and made[-1] in self._ends else made
 
-    def _check(self, ids: Sequence[int], more: int) -> None:
-        if not 0 < len(ids) <= self._context - more:
-            raise UsageError(
-                f"{len(ids)} tokens and {more} more, but between 1 and {self._context} can be "
-                "computed; raise the context or give fewer"
-            )
-
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _ends(model: Any) -> frozenset[int]:  # noqa: ANN401 - any transformers model
