@@ -194,16 +194,14 @@ def validate(
     from qconv._host import load_plugins
     from qconv.validation import Request, run
 
-    given = [artifacts] if isinstance(artifacts, (str, Path)) else artifacts
-    sources = [text] if isinstance(text, (str, Path)) else text
     request = Request(
-        artifacts=tuple(Path(each) for each in given),
+        artifacts=tuple(Path(each) for each in _several(artifacts)),
         against=Path(against),
         target=target,
         depth=depth,
         windows=windows,
         window_length=window_length,
-        text=tuple(str(each) for each in sources),
+        text=tuple(str(each) for each in _several(text)),
         calibrated_on=None if calibrated_on is None else Path(calibrated_on),
         device=device,
         dtype=dtype,
@@ -232,6 +230,10 @@ def inspect(
     from qconv.inspection import inspect as look
 
     return look(path, values=values, progress=progress)
+
+
+def _several(given: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [given] if isinstance(given, (str, Path)) else given
 
 
 def _unseen(stage: str, done: int, total: int) -> None:
