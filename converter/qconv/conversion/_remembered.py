@@ -7,6 +7,7 @@ it made of the weights, the values that the artifact must hold are known, bit fo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,18 +56,19 @@ class KeptRows:
     """Rows of one tensor of an artifact.
 
     rows: decoded, by their number in the artifact, (columns,) float32, in the order they came
-    error, energy: sums of squares over these rows: of decoded less given values, and of the given;
-        where it was at hand what the rounder was given
+    squares: of rows of which it was at hand what the rounder was given, sums of squares: of decoded
+        less given values, and of the given
     """
 
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    error: float = 0.0
-    energy: float = 0.0
+    squares: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def relative_error(self) -> float | None:
         """What rounding lost of these rows; None where it is not known."""
-        return (self.error / self.energy) ** 0.5 if self.energy else None
+        energy = math.fsum(given for _, given in self.squares.values())
+        error = math.fsum(lost for lost, _ in self.squares.values())
+        return (error / energy) ** 0.5 if energy else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,9 @@ class Remembered:
             return
         given = rows.at_hand(wanted)
         if given is not None:
-            kept.error += float((decoded - given).double().square().sum())
-            kept.energy += float(given.double().square().sum())
+            error = (decoded - given).double().square().sum(1).tolist()
+            energy = given.double().square().sum(1).tolist()
+            kept.squares.update(zip(wanted, zip(error, energy, strict=True), strict=True))
         kept.rows.update(zip(wanted, decoded.unbind(), strict=True))
 
 
