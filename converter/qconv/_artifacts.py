@@ -29,9 +29,11 @@ class ArtifactReader(Protocol):
 class Runtime(Protocol):
     """An artifact loaded into the engine that people will run it with. A context manager.
 
-    A backend that has one gives it from ``runtime(path, context)``, context: the most tokens at
-    once. That raises BrokenPlugin, with what to install, where the engine is missing, and
-    UnreadableInput where the engine refuses the file.
+    A backend that has one gives it from ``runtime(path, context, device)``. context: the most
+    tokens at once; device: ``cpu``, ``cuda`` or ``cuda:n``, which the engine must then compute on,
+    or ``auto``, whatever it computes on best here. That raises BrokenPlugin, with what to install,
+    where the engine is missing or cannot use the device, and UnreadableInput where the engine
+    refuses the file.
     """
 
     @property
@@ -42,6 +44,11 @@ class Runtime(Protocol):
     @property
     def version(self) -> str:
         """The engine's version."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes: ``cpu``, ``cuda:0``."""
         ...
 
     def tokenize(self, text: str) -> list[int]:

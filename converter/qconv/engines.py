@@ -1,4 +1,4 @@
-"""What engines have in common whose tokenizer is transformers', read from the artifact's folder.
+"""What engines have in common: devices by name, and transformers' tokenizer in their folder.
 
 A backend's :class:`qconv.plugin.Runtime` may build on it; importing this imports no library.
 """
@@ -10,12 +10,54 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import BrokenPlugin, Unsupported, UsageError
+from qconv.errors import BrokenPlugin, NotEnoughResources, Unsupported, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Self
 
-__all__ = ["TokenizedRuntime"]
+__all__ = ["TokenizedRuntime", "check_device", "label", "resolve_device"]
+
+
+def label(engine: str | None, version: str | None, device: str | None) -> str:
+    """``onnxruntime 1.32.0 on cuda:0``, for people; the CPU is not named."""
+    place = "" if device in (None, "cpu") else f"on {device}"
+    return " ".join(filter(None, (engine, version, place)))
+
+
+def check_device(device: str) -> None:
+    """Refuse what names no device; whether it is there is not asked.
+
+    Raises:
+        UsageError: says what there is.
+    """
+    kind, _, number = device.partition(":")
+    if device not in ("auto", "cpu") and (kind != "cuda" or not (number or "0").isdecimal()):
+        raise UsageError(f"--device {device}: must be auto, cpu, cuda or cuda:NUMBER")
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; ``auto`` is the first GPU, if any.
+
+    Raises:
+        UsageError: another word.
+        NotEnoughResources: CUDA is asked for and absent.
+    """
+    import torch
+
+    check_device(device)
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= found:
+        raise NotEnoughResources(
+            f"--device {device}: {found} CUDA devices are usable here; use --device cpu, "
+            "or install a torch build for CUDA and its driver"
+        )
+    return torch.device("cuda", int(number or 0))
 
 
 class TokenizedRuntime:
@@ -24,12 +66,25 @@ class TokenizedRuntime:
     folder: where the tokenizer's files are
     context: most tokens at once
     tokenizer: of transformers, read from the folder
+    device: where it computes: ``cpu``, ``cuda:0``
     """
 
-    def __init__(self, folder: Path, context: int, tokenizer: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        folder: Path,
+        context: int,
+        tokenizer: Any,  # noqa: ANN401
+        device: str = "cpu",
+    ) -> None:
         self._folder = folder
         self._context = context
         self._tokenizer = tokenizer
+        self._device = device
+
+    @property
+    def device(self) -> str:
+        """Where it computes: ``cpu``, ``cuda:0``."""
+        return self._device
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, begun as the tokenizer does."""

@@ -298,7 +298,7 @@ class Backend(Protocol):
     """Writes one family of formats. Pure functions: the host does all reading and writing.
 
     Inputs are never modified. Equal inputs give equal bytes. ``encode`` runs on several threads.
-    A backend may also have ``runtime(path, context)``, see :class:`Runtime`.
+    A backend may also have ``runtime(path, context, device)``, see :class:`Runtime`.
     """
 
     def plan_tensors(self, request: PlanRequest) -> TensorPlans:

@@ -123,8 +123,10 @@ class GgufBackend:
 
         return GgufReader(path)
 
-    def runtime(self, path: Path, context: int = 512) -> LlamaCpp:
-        """Load a file into llama.cpp itself. context: most tokens at once.
+    def runtime(self, path: Path, context: int = 512, device: str = "auto") -> LlamaCpp:
+        """Load a file into llama.cpp itself.
+
+        context: most tokens at once; device: what it computes on, see :class:`qconv.plugin.Runtime`
 
         Raises:
             BrokenPlugin: the ``llama-cpp`` extra is not installed.
@@ -132,7 +134,7 @@ class GgufBackend:
         """
         from ._llama_cpp import LlamaCpp
 
-        return LlamaCpp(path, n_ctx=context)
+        return LlamaCpp(path, n_ctx=context, device=device)
 
 
 def _stem(model: ModelInfo) -> str:

@@ -28,6 +28,9 @@ _LOG_ERROR = 4  # ggml.h, enum ggml_log_level
 _LOG_CONTINUED = 5
 _PORTION = 512  # llama_context_default_params: n_ubatch
 _ERASE = True
+#: llama_model_params, in units of 4 bytes: after two pointers n_gpu_layers, split_mode, main_gpu.
+_LAYERS, _SPLIT, _MAIN = 4, 5, 6
+_NOT_SPLIT = 0  # llama.h, LLAMA_SPLIT_MODE_NONE
 _NO_STRIP, _NO_CONTROL = 0, False
 
 
@@ -58,6 +61,7 @@ _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_v
 #: Function -> result and arguments.
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
+    "llama_supports_gpu_offload": (_BOOL, ()),
     "llama_log_set": (None, (_LOG_CALLBACK, _POINTER)),
     "llama_model_default_params": (_Blob, ()),
     "llama_model_load_from_file": (_POINTER, (_TEXT, _Blob)),
@@ -111,18 +115,27 @@ class _Log:
 
 
 class LlamaCpp:
-    """A GGUF file loaded into llama.cpp, on the CPU. A context manager.
+    """A GGUF file loaded into llama.cpp. A context manager.
 
     Memory: the weights as stored (mapped), and the logits of ``n_ctx`` tokens.
     """
 
     def __init__(
-        self, path: Path, *, n_ctx: int = 512, threads: int | None = None, verbose: bool = False
+        self,
+        path: Path,
+        *,
+        n_ctx: int = 512,
+        threads: int | None = None,
+        device: str = "auto",
+        verbose: bool = False,
     ) -> None:
         """Load ``path``. n_ctx: most tokens at once; threads: None for llama.cpp's choice.
 
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; ``auto``: a GPU where llama.cpp can
+
         Raises:
-            BrokenPlugin: xllamacpp is not installed, or not as this client knows it.
+            BrokenPlugin: xllamacpp is not installed, not as this client knows it, or cannot use
+                the device.
             UnreadableInput: llama.cpp refuses the file; its complaints are in the message.
         """
         self._model = self._context = None
@@ -131,6 +144,7 @@ class LlamaCpp:
         self._log.complaints.clear()
         self._n_ctx = n_ctx
         params = self._library.llama_model_default_params()
+        self._device = self._placed(params, device)
         self._model = self._library.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise self._refused(path)
@@ -145,6 +159,23 @@ class LlamaCpp:
         if threads is not None:
             self._library.llama_set_n_threads(self._context, threads, threads)
 
+    def _placed(self, params: _Blob, device: str) -> str:
+        """Say in ``params`` where layers go, which by default is a GPU that llama.cpp can use."""
+        offloads = bool(self._library.llama_supports_gpu_offload())
+        if device == "cpu" or not offloads:
+            if device not in ("auto", "cpu"):
+                raise BrokenPlugin(
+                    f"this build of llama.cpp (xllamacpp) has no GPU support for device {device}; "
+                    "install one with CUDA, or compute on the CPU (--device cpu)"
+                )
+            params.bytes[_LAYERS] = 0
+            return "cpu"
+        if device == "auto":
+            return "gpu"
+        number = int(device.partition(":")[2] or 0)
+        params.bytes[_SPLIT], params.bytes[_MAIN] = _NOT_SPLIT, number
+        return f"cuda:{number}"
+
     def _refused(self, path: Path) -> UnreadableInput:
         said = self._log.said
         return UnreadableInput(f"{path}: llama.cpp refuses it: {said}; write it again")
@@ -158,6 +189,11 @@ class LlamaCpp:
     def version(self) -> str:
         """That of the wheel which brings it; llama.cpp itself counts builds only."""
         return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+
+    @property
+    def device(self) -> str:
+        """Where its layers are: ``cpu``, ``cuda:0``, or ``gpu`` where llama.cpp chose."""
+        return self._device
 
     @property
     def vocab_size(self) -> int:

@@ -113,8 +113,10 @@ class OnnxBackend:
 
         return OnnxReader(path)
 
-    def runtime(self, path: Path, context: int = 512) -> OnnxRuntime:
-        """Load a folder into onnxruntime. context: most tokens at once.
+    def runtime(self, path: Path, context: int = 512, device: str = "auto") -> OnnxRuntime:
+        """Load a folder into onnxruntime.
+
+        context: most tokens at once; device: what it computes on, see :class:`qconv.plugin.Runtime`
 
         Raises:
             BrokenPlugin: onnxruntime, or a library that it needs, is not installed.
@@ -122,7 +124,7 @@ class OnnxBackend:
         """
         from ._onnxruntime import OnnxRuntime
 
-        return OnnxRuntime(path, context=context)
+        return OnnxRuntime(path, context=context, device=device)
 
     def graph_inputs(self, model: ModelInfo) -> Mapping[str, SampleInput]:
         """The inputs that a run of an ``.onnx`` source takes, by name."""

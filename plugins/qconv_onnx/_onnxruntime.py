@@ -1,4 +1,4 @@
-"""onnxruntime as the runtime of a decoder's graph, on the CPU."""
+"""onnxruntime as the runtime of a decoder's graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qconv.engines import TokenizedRuntime
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 
-from ._session import open_session
+from ._session import device_of, open_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +26,14 @@ class OnnxRuntime(TokenizedRuntime):
     Memory: what onnxruntime makes of the weights, which it may pack a second time.
     """
 
-    def __init__(self, path: Path, *, context: int = 512) -> None:
+    def __init__(self, path: Path, *, context: int = 512, device: str = "auto") -> None:
         """Load the folder ``path``, or the folder of a file in it. context: most tokens at once.
 
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; ``auto``: CUDA where onnxruntime can
+
         Raises:
-            BrokenPlugin: onnxruntime or transformers is not installed.
+            BrokenPlugin: onnxruntime or transformers is not installed, or onnxruntime cannot use
+                the device.
             UnreadableInput: onnxruntime refuses the graph, or the tokenizer is missing.
             Unsupported: the graph is no decoder's, or onnxruntime is too old for it.
         """
@@ -44,7 +47,7 @@ class OnnxRuntime(TokenizedRuntime):
                 "pip install 'qconv[onnx]'"
             ) from error
         self._version = str(onnxruntime.__version__)
-        self._session: Any = open_session(folder / _GRAPH)
+        self._session: Any = open_session(folder / _GRAPH, device=device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
@@ -55,7 +58,7 @@ class OnnxRuntime(TokenizedRuntime):
                 f"{folder}: transformers cannot read its tokenizer: {said}; put the files of "
                 "the model's tokenizer beside the graph"
             ) from error
-        super().__init__(folder, context, tokenizer)
+        super().__init__(folder, context, tokenizer, device_of(self._session))
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         self._outputs = [each.name for each in self._session.get_outputs()]
         self._check_decoder()

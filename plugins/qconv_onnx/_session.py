@@ -8,6 +8,8 @@ from typing import Any
 
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 
+_CUDA = "CUDAExecutionProvider"
+
 _BOTH = (
     "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other; "
     "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'qconv[onnx]'"
@@ -33,23 +35,70 @@ def plain_options() -> Any:  # noqa: ANN401
     return options
 
 
-def open_session(file: Path | bytes, *, name: str | None = None, options: Any = None) -> Any:  # noqa: ANN401
-    """An ``onnxruntime.InferenceSession`` of ``file``, on the CPU.
+def open_session(
+    file: Path | bytes,
+    *,
+    name: str | None = None,
+    options: Any = None,  # noqa: ANN401
+    device: str = "cpu",
+) -> Any:  # noqa: ANN401
+    """An ``onnxruntime.InferenceSession`` of ``file``.
 
     name: what messages call it; None: the file
     options: ``onnxruntime.SessionOptions``; None: the plain ones
+    device: ``cpu``, ``cuda``, ``cuda:n``, or ``auto``: CUDA where onnxruntime can use it
 
     Raises:
-        BrokenPlugin: onnxruntime is missing, or spoilt by a second one.
+        BrokenPlugin: onnxruntime is missing, spoilt by a second one, or cannot use the device.
         Unsupported: it is too old for the graph, or knows an operator of it not.
         UnreadableInput: it refuses the graph for another reason.
     """
     runtime = _runtime()
     wanted = plain_options() if options is None else options
     try:
-        return runtime.InferenceSession(file, wanted, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(file, wanted, providers=_providers(runtime, device))
     except Exception as error:  # onnxruntime raises errors of classes of its own, under no base
         raise _told(name or str(file), str(error), runtime.__version__) from error
+    if device.startswith("cuda") and device_of(session) == "cpu":
+        raise BrokenPlugin(
+            f"onnxruntime {runtime.__version__} cannot load its CUDA provider for device {device}: "
+            f"{_why_no_cuda(runtime)}; or compute on the CPU (--device cpu)"
+        )
+    return session
+
+
+def device_of(session: Any) -> str:  # noqa: ANN401
+    """Where an ``onnxruntime.InferenceSession`` computes: ``cpu``, ``cuda:0``."""
+    if _CUDA not in session.get_providers():
+        return "cpu"
+    options = session.get_provider_options().get(_CUDA, {})
+    return f"cuda:{options.get('device_id', 0)}"
+
+
+def _providers(runtime: Any, device: str) -> list[Any]:  # noqa: ANN401
+    """What a session is to use, the best first; the CPU computes what CUDA has no kernel for.
+
+    onnxruntime lists its CUDA provider wherever it was built with it, and falls back to the CPU
+    where its libraries or a driver are missing; so ``auto`` asks torch for a device, too.
+    """
+    import torch
+
+    there = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if not there or _CUDA not in runtime.get_available_providers():
+        return ["CPUExecutionProvider"]
+    if hasattr(runtime, "preload_dlls"):  # CUDA and cuDNN of torch, or of NVIDIA's wheels
+        runtime.preload_dlls()
+    number = int(device.partition(":")[2] or 0)
+    return [(_CUDA, {"device_id": number, "use_tf32": 0}), "CPUExecutionProvider"]
+
+
+def _why_no_cuda(runtime: Any) -> str:  # noqa: ANN401
+    if _CUDA not in runtime.get_available_providers():
+        return "this build has none; pip uninstall -y onnxruntime, then pip install onnxruntime-gpu"
+    return (
+        "the driver, CUDA or cuDNN that it was built for is missing; "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
 
 
 def _runtime() -> Any:  # noqa: ANN401

@@ -108,8 +108,10 @@ class SafetensorsBackend:
 
         return SafetensorsReader(path)
 
-    def runtime(self, path: Path, context: int = 512) -> Transformers:
-        """Load a folder into transformers. context: most tokens at once.
+    def runtime(self, path: Path, context: int = 512, device: str = "auto") -> Transformers:
+        """Load a folder into transformers.
+
+        context: most tokens at once; device: what it computes on, see :class:`qconv.plugin.Runtime`
 
         Raises:
             BrokenPlugin: transformers, or a library that it needs, is not installed.
@@ -117,7 +119,7 @@ class SafetensorsBackend:
         """
         from ._transformers import Transformers
 
-        return Transformers(path, context=context)
+        return Transformers(path, context=context, device=device)
 
 
 def _stem(model: ModelInfo) -> str:

@@ -1,4 +1,4 @@
-"""transformers itself as the runtime of a checkpoint, on the CPU, in the dtype it is stored in."""
+"""transformers itself as the runtime of a checkpoint, in the dtype it is stored in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qconv.engines import TokenizedRuntime
+from qconv.engines import TokenizedRuntime, resolve_device
 from qconv.errors import BrokenPlugin, UnreadableInput
 
 if TYPE_CHECKING:
@@ -20,11 +20,14 @@ class Transformers(TokenizedRuntime):
     Memory: the weights as transformers holds them, which decompresses some quantized ones.
     """
 
-    def __init__(self, path: Path, *, context: int = 512) -> None:
+    def __init__(self, path: Path, *, context: int = 512, device: str = "auto") -> None:
         """Load the folder ``path``, or the folder of a file in it. context: most tokens at once.
+
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; ``auto``: the first GPU, if any
 
         Raises:
             BrokenPlugin: transformers, or the library that the quantization needs, is missing.
+            NotEnoughResources: CUDA is asked for and absent.
             UnreadableInput: transformers refuses the checkpoint.
         """
         folder = path if path.is_dir() else path.parent
@@ -35,11 +38,13 @@ class Transformers(TokenizedRuntime):
                 "transformers is needed here but missing: pip install 'qconv[calibration]'"
             ) from error
         self._library: Any = transformers
+        place = resolve_device(device)
         given = {"trust_remote_code": False, "local_files_only": True}
         with _quiet(transformers), self._refusals(folder):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **given)
-        super().__init__(folder, context, tokenizer)
+            model = model.to(place)
+        super().__init__(folder, context, tokenizer, str(place))
         self._model = model.eval()
         self._ends = _ends(self._model)
 
@@ -78,7 +83,8 @@ class Transformers(TokenizedRuntime):
 
         self.check_room(ids, 0)
         with torch.inference_mode():
-            found: torch.Tensor = self._model(torch.tensor([list(ids)]), use_cache=False).logits
+            given = torch.tensor([list(ids)], device=self.device)
+            found: torch.Tensor = self._model(given, use_cache=False).logits
         return found[0].float()
 
     def generate(self, ids: Sequence[int], max_tokens: int) -> list[int]:
@@ -100,7 +106,7 @@ class Transformers(TokenizedRuntime):
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=min(self._ends, default=0),
         )
-        given = torch.tensor([list(ids)])
+        given = torch.tensor([list(ids)], device=self.device)
         with torch.inference_mode(), _quiet(self._library):
             self._model.generation_config = config
             found = self._model.generate(given, attention_mask=torch.ones_like(given))

@@ -13,7 +13,13 @@ import torch
 from gguf_models import byte_level_files, llama_config, save_model
 
 from qconv._host import host_of, load_plugins
-from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
+from qconv.errors import (
+    BrokenPlugin,
+    NotEnoughResources,
+    UnreadableInput,
+    Unsupported,
+    UsageError,
+)
 from qconv.plugin import BackendSpec, FormatSpec, hookimpl
 from qconv_gguf._chat import rendered
 
@@ -214,6 +220,36 @@ def test_what_no_backend_knows_is_refused(tmp_path: Path) -> None:
         load_plugins().backend_of(tmp_path)
 
 
+def test_engines_say_where_they_compute_and_refuse_a_device_they_cannot_use(
+    checkpoint: Path, graph: Callable[[bool], Path]
+) -> None:
+    host = load_plugins()
+    for path in (checkpoint, graph(True)):
+        with host.runtime(path, 64, "cpu") as runtime:
+            assert runtime.device == "cpu"
+    if torch.cuda.is_available():
+        pytest.skip("there is a device that they can use")
+    with pytest.raises(NotEnoughResources, match=r"--device cuda: 0 CUDA devices are usable"):
+        host.runtime(checkpoint, 64, "cuda")
+    told = r"cannot load its CUDA provider for device cuda:1: .*; or compute on the CPU"
+    with pytest.raises(BrokenPlugin, match=told):
+        host.runtime(graph(True), 64, "cuda:1")
+
+
+def test_llama_cpp_without_cuda_refuses_it(conversing: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="pip install 'qconv[llama-cpp]'")
+    import qconv
+
+    path = qconv.convert(conversing, to="gguf:f16", out=tmp_path, threads=1).artifacts[0].files[0]
+    with load_plugins().runtime(path, 64, "cpu") as runtime:
+        assert runtime.device == "cpu"
+        offloads = runtime._library.llama_supports_gpu_offload()
+    if offloads:
+        pytest.skip("this llama.cpp has a GPU backend")
+    with pytest.raises(BrokenPlugin, match=r"no GPU support for device cuda; install one"):
+        load_plugins().runtime(path, 64, "cuda")
+
+
 def test_a_folder_of_two_backends_is_ambiguous(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "model.onnx"):
         (tmp_path / name).touch()
@@ -230,7 +266,7 @@ class Bare:
 
 
 class Failing(Bare):
-    def runtime(self, path: Any, context: Any) -> None:
+    def runtime(self, path: Any, context: Any, device: Any) -> None:
         raise RuntimeError("no luck")
 
 

@@ -163,8 +163,8 @@ class Host:
                 f"{owner.label}: {fault}; {DISABLE}={owner.entry_point} leaves the plugin out"
             ) from fault
 
-    def runtime(self, path: Path, context: int) -> Runtime:
-        """``path`` in the engine that its backend has for it. context: most tokens at once.
+    def runtime(self, path: Path, context: int, device: str = "auto") -> Runtime:
+        """``path`` in the engine that its backend has for it, see :class:`qconv.plugin.Runtime`.
 
         Raises:
             Unsupported: the backend has no engine.
@@ -179,7 +179,7 @@ class Host:
             )
         try:
             with contained(f"backend '{spec.name}': runtime()", QconvError, MemoryError):
-                return cast("Runtime", load(path, context))
+                return cast("Runtime", load(path, context, device))
         except PluginFault as fault:
             raise BrokenPlugin(f"{self.owner(spec).label}: {fault}") from fault
 

@@ -59,6 +59,12 @@ def compare(
             help="Write comparison.json and comparison.html there.",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="What engines compute on: auto, cpu, cuda[:n]."
+        ),
+    ] = "auto",
     quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
@@ -80,7 +86,8 @@ def compare(
             prompts=prompts,
             tokens=tokens,
             chat=chat,
-            command=_command(artifacts, prompts, ["--chat"] * chat, tokens),
+            device=device,
+            command=_command(artifacts, prompts, ["--chat"] * chat, tokens, device),
             progress=None if quiet else _turn,
         )
     if report is not None:
@@ -97,11 +104,15 @@ def compare(
         raise typer.Exit(_UNMEASURED)
 
 
-def _command(artifacts: list[Path], prompts: list[str], flags: list[str], tokens: int) -> str:
+def _command(
+    artifacts: list[Path], prompts: list[str], flags: list[str], tokens: int, device: str
+) -> str:
     """The command that repeats it, without the directories of this machine."""
     names = [each.resolve().name for each in artifacts]
     asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    return shlex.join(["qconv", "compare", *names, *asked, *flags, "--tokens", str(tokens)])
+    place = [] if device == "auto" else ["--device", device]
+    words = ["qconv", "compare", *names, *asked, *flags, "--tokens", str(tokens), *place]
+    return shlex.join(words)
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from qconv._version import __version__
 from qconv.comparison._results import Answer, ArtifactSpoken, Comparison
+from qconv.engines import check_device
 from qconv.errors import UsageError
 
 #: Told of every artifact when its turn comes: its name, its number from 0, and how many there are.
@@ -29,6 +30,7 @@ def compare(
     prompts: Sequence[str],
     tokens: int = 64,
     chat: bool = False,
+    device: str = "auto",
     command: str = "",
     progress: Progress | None = None,
 ) -> Comparison:
@@ -38,16 +40,18 @@ def compare(
         others are held to
     tokens: the most to write after each prompt
     chat: prompts are messages of a user, written as each artifact's own chat template does
+    device: what engines compute on: ``cpu``, ``cuda``, ``cuda:n``; ``auto``: what each does best
     command: kept in the result, to repeat it
 
     Raises:
-        UsageError: there is nothing to compare, or nothing to say.
+        UsageError: there is nothing to compare, or nothing to say; or a device that is none.
         UnreadableInput: a path is no artifact.
     """
     from qconv._host import load_plugins
 
     paths = [Path(each) for each in artifacts]
     _check(paths, prompts, tokens)
+    check_device(device)
     host = load_plugins()
     for path in paths:
         host.backend_of(path)  # a wrong path is told before anything runs for minutes
@@ -56,7 +60,7 @@ def compare(
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         if progress is not None:
             progress(name, number, len(paths))
-        asked = {"prompts": list(prompts), "tokens": tokens, "chat": chat}
+        asked = {"prompts": list(prompts), "tokens": tokens, "chat": chat, "device": device}
         spoken.append(_spoken({"path": str(path.resolve()), **asked}))
     return Comparison(
         qconv_version=__version__,
@@ -130,6 +134,7 @@ def _held_together(
                 nbytes=_nbytes(path),
                 engine=each.get("engine"),
                 version=each.get("version"),
+                device=each.get("device"),
                 load_seconds=each.get("load_seconds"),
                 start_bytes=each.get("start_bytes"),
                 peak_bytes=each.get("peak_bytes"),

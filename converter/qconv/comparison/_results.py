@@ -35,9 +35,11 @@ class ArtifactSpoken:
     name: tells it apart from the others: its base name, or more of its path
     nbytes: of its files
     engine: ``llama.cpp``; None where none could be loaded
+    device: where it computed: ``cpu``, ``cuda:0``
     load_seconds: until the engine was ready, imports of its libraries included
     start_bytes: memory of the process before that
-    peak_bytes: the most memory that the process held, weights mapped from the file included
+    peak_bytes: the most memory of the host that the process held, weights mapped from the file
+        included
     answers: one for each prompt; none where ``reason`` says why
     reason: why it did not speak; None when it did
     """
@@ -46,6 +48,7 @@ class ArtifactSpoken:
     nbytes: int
     engine: str | None = None
     version: str | None = None
+    device: str | None = None
     load_seconds: float | None = None
     start_bytes: int | None = None
     peak_bytes: int | None = None

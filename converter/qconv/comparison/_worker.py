@@ -52,6 +52,7 @@ class _Request:
     prompts: list[str]
     tokens: int
     chat: bool
+    device: str
 
 
 def _speak(request: _Request) -> dict[str, Any]:
@@ -63,13 +64,15 @@ def _speak(request: _Request) -> dict[str, Any]:
     around = _TEMPLATE if request.chat else _AROUND
     host = load_plugins()
     start, began = _memory("VmRSS"), time.perf_counter()
-    with host.runtime(Path(request.path), longest + request.tokens + around) as runtime:
+    context = longest + request.tokens + around
+    with host.runtime(Path(request.path), context, request.device) as runtime:
         loaded = time.perf_counter() - began
         read = runtime.converse if request.chat else runtime.tokenize
         answers = [_answer(runtime, read(prompt), request.tokens) for prompt in request.prompts]
         return {
             "engine": runtime.engine,
             "version": runtime.version,
+            "device": runtime.device,
             "load_seconds": loaded,
             "start_bytes": start,
             "peak_bytes": _memory("VmHWM"),

@@ -177,7 +177,7 @@ def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
     path, vocab = Path(asked["path"]), asked["vocab"]
     if asked["device"] != "cpu":
         with device_peak(int(asked["device"].partition(":")[2] or 0)) as device:
-            by = _logits(host, path, asked["context"], vocab)
+            by = _logits(host, path, asked["context"], vocab, asked["device"])
         return {"measured": device.nbytes, "by": f"the driver, while {by} ran", "parts": {}}
     _logits(host, path, min(_FEW, asked["context"]), vocab)
     with resident_peak(mapped=True) as peak:
@@ -185,9 +185,9 @@ def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"measured": peak.nbytes, "by": f"process memory of {by}", "parts": {}}
 
 
-def _logits(host: Host, path: Path, context: int, vocab: int) -> str:
+def _logits(host: Host, path: Path, context: int, vocab: int, device: str = "cpu") -> str:
     """Run so many tokens at once; what ran them."""
-    with host.runtime(path, context) as engine:
+    with host.runtime(path, context, device) as engine:
         engine.logits([number % vocab for number in range(context)])
         return f"{engine.engine} {engine.version}"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from qconv.engines import resolve_device
 from qconv.model._block_model import BlockInfo, BlockModel, open_model
-from qconv.model._device import resolve_device
 from qconv.model._hidden import Hidden
 from qconv.model._live import LiveBlock
 from qconv.model._pieces import LinearRef, Piece

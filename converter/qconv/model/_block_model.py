@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qconv.engines import resolve_device
 from qconv.errors import NotEnoughResources, UsageError
-from qconv.model._device import resolve_device, resolve_dtype
+from qconv.model._dtype import resolve_dtype
 from qconv.model._hidden import Hidden, Room
 from qconv.model._live import LiveBlock
 from qconv.model._outside import Outside

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qconv._words import format_seconds
+from qconv.engines import label
 from qconv.validation import gate_meaning
 
 from ._blocks import captioned, code, pairs, quiet, status, table
@@ -224,7 +225,7 @@ def _engine(runtime: RuntimeResult) -> tuple[Child, ...]:
         return UNMEASURED if logits is None else figure(logits.kl.mean)
 
     return (
-        f"{runtime.engine} {runtime.version or ''}".strip(),
+        label(runtime.engine, runtime.version, runtime.device),
         kl(runtime.logits),
         kl(runtime.against_decoded),
         UNMEASURED if runtime.seconds is None else format_seconds(runtime.seconds),

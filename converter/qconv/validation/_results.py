@@ -101,6 +101,7 @@ class LogitsResult:
 class RuntimeResult:
     """What the real engine makes of the artifact.
 
+    device: where it computed: ``cpu``, ``cuda:0``; None when unmeasured
     logits: against the source; None when unmeasured
     against_decoded: against the artifact's own decoded weights: what the engine itself adds
     seconds: of loading and running
@@ -110,6 +111,7 @@ class RuntimeResult:
 
     engine: str
     version: str | None
+    device: str | None = None
     logits: LogitsResult | None = None
     against_decoded: LogitsResult | None = None
     seconds: float | None = None

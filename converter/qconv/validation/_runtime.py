@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qconv.engines import label
 from qconv.errors import QconvError
 from qconv.validation._logits import LogitsSum
 from qconv.validation._results import RuntimeResult
@@ -29,11 +30,13 @@ class Engine:
     """An engine while it takes windows; a context manager. What fails is kept as the reason.
 
     context: most tokens of a window
+    device: what it is to compute on; ``auto``: whatever it does best
     """
 
     host: Host
     path: Path
     context: int
+    device: str = "auto"
     name: str = ""
     version: str | None = None
     reason: str | None = None
@@ -47,8 +50,10 @@ class Engine:
         began = time.monotonic()
         try:
             self.name = self.host.backend_of(self.path).name
-            self._runtime = self._open.enter_context(self.host.runtime(self.path, self.context))
-            self.name, self.version = self._runtime.engine, self._runtime.version
+            runtime = self.host.runtime(self.path, self.context, self.device)
+            self._runtime = self._open.enter_context(runtime)
+            self.name, self.version = runtime.engine, runtime.version
+            self.device = runtime.device
         except QconvError as error:
             self.reason = str(error)
         self.seconds += time.monotonic() - began
@@ -83,11 +88,12 @@ class Engine:
         if self.reason is not None or not self._against_source.kl:
             reason = self.reason or "the model could not be run, so there is nothing to compare"
             return RuntimeResult(engine=self.name, version=self.version, reason=reason)
-        label = f"{self.name} {self.version or ''}".rstrip()
+        named = label(self.name, self.version, self.device)
         return RuntimeResult(
             engine=self.name,
             version=self.version,
-            logits=self._against_source.total(label),
-            against_decoded=self._against_decoded.total(label),
+            device=self.device,
+            logits=self._against_source.total(named),
+            against_decoded=self._against_decoded.total(named),
             seconds=self.seconds,
         )

@@ -267,7 +267,7 @@ class _Validating:
             if request.depth == "model":
                 return check_model(matched, self.source, running, progress=self.progress), ()
             context = max(len(each) for each in running.windows)
-            with Engine(self.host, self.path, context) as engine:
+            with Engine(self.host, self.path, context, request.device) as engine:
                 made = check_model(
                     matched, self.source, running, progress=self.progress, engine=engine
                 )
