@@ -17,11 +17,12 @@ ONNX_PEERS ?=
 # for `make consumers`: --vllm PYTHON --gptqmodel PYTHON, of environments that have these runtimes
 CONSUMERS ?=
 
-.PHONY: help demo test lint bench bench-quality consumers gpu-check schemas clean
+.PHONY: help demo test coverage lint bench bench-quality consumers gpu-check schemas clean
 
 help:
 	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
 	@echo "make test     run all tests"
+	@echo "make coverage run all tests, which takes a quarter longer, and demand that they reach 90 % of the code"
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make bench    speed, memory and error against llama.cpp, onnxruntime and others, as ratios"
 	@echo "make bench-quality  KL divergence, CPU seconds and memory of every method, beside its peers"
@@ -46,6 +47,9 @@ demo: $(READY) $(MODEL)
 	$(BIN)/python tests/demo/generate.py out/smollm2-135m-wide-Q4_K_M.gguf out/smollm2-135m-wide-Q8_0.gguf
 
 test: $(READY) $(MODEL)
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+coverage: $(READY) $(MODEL)
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term:skip-covered
 
 lint: $(READY)
