@@ -63,8 +63,8 @@ def plan(
     calibration: text to take statistics from; None: qconv's own where the method needs some
     statistics: ``shared``: of the float model, once for all targets; ``sequential``: of the blocks
         as each target has quantized them, which costs a pass per target; None: what suits the chain
-    device, dtype: what the model is run on and in; ``auto``: CUDA in the stored dtype if there is
-        CUDA, else the CPU in float32
+    device, dtype: what the model is run on and in; ``auto``: CUDA if there is CUDA, else the CPU;
+        in float32 on either
     force: replace artifacts that exist
     max_fallback: largest share of weights, 0 to 1, that may be stored in a fallback type
     allow_unused: leave out source tensors that a format has no place for, instead of refusing
@@ -304,27 +304,29 @@ def _converted(
     """Plan it, calibrate where that is asked for, and carry it out."""
     from qconv._sources import open_source
     from qconv.conversion import input_errors, run
+    from qconv.model import exact_arithmetic
 
     steps = _make_steps(chosen.host, chosen.chain)
     with open_source(model, chosen.host) as checkpoint:
         made = _make_plan(chosen, checkpoint, model)
         watch = chosen.host.watch(observer)
         passes = _make_passes(chosen, made, checkpoint, watch) if chosen.calibration else None
-        if passes and any(target.tensors.asks_input_errors for target in made.targets):
-            found = input_errors(made, checkpoint, steps, passes, observer=watch)
-            made = _make_plan(chosen, checkpoint, model, found)
         check = _make_check(chosen, checkpoint) if validate else None
-        done = run(
-            made,
-            checkpoint,
-            steps,
-            passes=passes,
-            resume=resume,
-            force=chosen.request.force,
-            observer=watch,
-            verify=check,
-            remembered=check.remembered if check else None,
-        )
+        with exact_arithmetic(passes.model.device if passes and passes.model else None):
+            if passes and any(target.tensors.asks_input_errors for target in made.targets):
+                found = input_errors(made, checkpoint, steps, passes, observer=watch)
+                made = _make_plan(chosen, checkpoint, model, found)
+            done = run(
+                made,
+                checkpoint,
+                steps,
+                passes=passes,
+                resume=resume,
+                force=chosen.request.force,
+                observer=watch,
+                verify=check,
+                remembered=check.remembered if check else None,
+            )
     return replace(done, checked=tuple(check.checked) if check else ())
 
 
@@ -472,7 +474,7 @@ def _make_passes(
     from qconv.calibration import build_windows
     from qconv.checkpoint import FileCheckpoint
     from qconv.conversion import Passes
-    from qconv.model import open_model
+    from qconv.model import exact_arithmetic, open_model
     from qconv.plugin import Calibrating
 
     settings, request = chosen.calibration, chosen.request
@@ -492,7 +494,8 @@ def _make_passes(
         model = open_model(
             checkpoint, device=request.device, dtype=request.dtype, max_ram=request.max_ram
         )
-    windows = build_windows(settings, checkpoint, model=model)
+    with exact_arithmetic(model.device if model else None):
+        windows = build_windows(settings, checkpoint, model=model)
     return Passes(
         model=model,
         windows=windows.tokens[:1] if saved else windows.tokens,

@@ -104,7 +104,7 @@ def calibrate(
     """
     from qconv._host import load_plugins
     from qconv._sources import open_source
-    from qconv.model import open_model
+    from qconv.model import exact_arithmetic, open_model
 
     began = time.monotonic()
     calibration = calibration or Calibration()
@@ -114,24 +114,25 @@ def calibrate(
         opened = None
         if statistics != "none":
             opened = open_model(checkpoint, device=device, dtype=dtype, max_ram=max_ram)
-        windows = build_windows(calibration, checkpoint, model=opened, progress=progress)
-        start, stop = (len(windows) * each // parts for each in (number - 1, number))
-        windows = windows.part(start, stop) if parts > 1 else windows
-        seen: list[Seen] = []
-        inputs: Iterable[InputStatistics] = ()
-        if opened is not None:
-            gram = statistics == "full"
-            inputs = collect_statistics(opened, windows, gram=gram, progress=progress)
-        save_calibration(
-            path,
-            windows,
-            checkpoint.model,
-            options=[calibration],
-            inputs=_noted(inputs, seen),
-            kind=statistics,
-            dtype="" if opened is None else str(opened.dtype).removeprefix("torch."),
-            least=calibration.min_tokens_per_expert,
-        )
+        with exact_arithmetic(None if opened is None else opened.device):
+            windows = build_windows(calibration, checkpoint, model=opened, progress=progress)
+            start, stop = (len(windows) * each // parts for each in (number - 1, number))
+            windows = windows.part(start, stop) if parts > 1 else windows
+            seen: list[Seen] = []
+            inputs: Iterable[InputStatistics] = ()
+            if opened is not None:
+                gram = statistics == "full"
+                inputs = collect_statistics(opened, windows, gram=gram, progress=progress)
+            save_calibration(
+                path,
+                windows,
+                checkpoint.model,
+                options=[calibration],
+                inputs=_noted(inputs, seen),
+                kind=statistics,
+                dtype="" if opened is None else str(opened.dtype).removeprefix("torch."),
+                least=calibration.min_tokens_per_expert,
+            )
     return _calibrated(path, windows, statistics, seen, began)
 
 

@@ -174,4 +174,4 @@ def _as_stored(rows: Rows, plan: TensorPlan, wanted: Sequence[int]) -> torch.Ten
     parts = [rows.only(row).stored(plan) for row in wanted]
     dtype = _FLOATS.get(plan.storage.upper())
     stored = torch.cat(parts)
-    return (stored if dtype is None else stored.to(getattr(torch, dtype))).float()
+    return (stored if dtype is None else stored.to(getattr(torch, dtype))).float().cpu()

@@ -116,7 +116,7 @@ def read_slab(job: Job, start: int, stop: int, read: Read) -> torch.Tensor:
         position[members] = wanted[members] - low + base
         base += high - low
     rows = kept[0] if len(kept) == 1 else torch.cat(kept)
-    return rows.index_select(0, position)
+    return rows.index_select(0, position.to(rows.device))
 
 
 def _split(

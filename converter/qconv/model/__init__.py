@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qconv.engines import resolve_device
 from qconv.model._block_model import BlockInfo, BlockModel, open_model
+from qconv.model._exact import exact_arithmetic
 from qconv.model._hidden import Hidden
 from qconv.model._live import LiveBlock
 from qconv.model._pieces import LinearRef, Piece
@@ -34,6 +35,7 @@ __all__ = [
     "Verdict",
     "apply_fold",
     "apply_folds",
+    "exact_arithmetic",
     "folding_error",
     "open_model",
     "probe_block",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UnreadableInput, UsageError
 from qconv.model._collect import Collector, names
+from qconv.model._exact import exact_gradients
 from qconv.model._intercept import Memory, watching
 from qconv.model._linears import find_linears
 
@@ -47,6 +48,7 @@ class LiveBlock:
     ) -> None:
         self.name, self.index = name, index
         self.module = _copy(skeleton)
+        self._device = weights.device
         self._pieces = _relative(name, weights)
         self.tensors: Mapping[str, torch.Tensor] = _materialise(
             self.module, name, weights, self._pieces
@@ -113,7 +115,8 @@ class LiveBlock:
             with torch.no_grad():
                 return self._forward(hidden, window, {})
         self._check(weights)
-        return self._forward(hidden, window, self._overrides(weights))
+        with exact_gradients(self._device):
+            return self._forward(hidden, window, self._overrides(weights))
 
     def advance(self, hidden: Hidden, *, into: Hidden | None = None) -> Hidden:
         """Run on all windows, writing the outputs over ``hidden``, or into ``into``.

@@ -29,7 +29,7 @@ class Weights:
     ) -> None:
         self._checkpoint = checkpoint
         self.pieces = pieces
-        self._device = device
+        self.device = device
 
     def source(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A source tensor in its own shape."""
@@ -38,7 +38,7 @@ class Weights:
         for size in info.shape[:-1]:
             rows *= size
         raw = self._checkpoint.read_rows(name, 0, rows)
-        return raw.reshape(info.shape).to(self._device).to(dtype)
+        return raw.reshape(info.shape).to(self.device).to(dtype)
 
     def parameter(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """A parameter or persistent buffer, in the shape and dtype of ``like``."""
@@ -47,7 +47,7 @@ class Weights:
         pieces = self.pieces[name]
         if len(pieces) == 1 and pieces[0].is_whole(like, self.shape(pieces[0].source)):
             return self.source(pieces[0].source, like.dtype)
-        filled = torch.empty(like.shape, dtype=like.dtype, device=self._device)
+        filled = torch.empty(like.shape, dtype=like.dtype, device=self.device)
         for piece in pieces:
             value = self.source(piece.source, like.dtype)
             piece.of_parameter(filled).copy_(piece.of_source(value))
@@ -67,7 +67,7 @@ class Weights:
             inside = rows[(rows >= start) & (rows < stop)]
             if len(inside):
                 slab = self._checkpoint.read_rows(source, start, stop)
-                found.append(slab[inside - start].to(self._device).to(like.dtype))
+                found.append(slab[inside - start].to(self.device).to(like.dtype))
         return torch.cat(found)
 
     def shape(self, source: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import QconvError, UnreadableInput
-from qconv.model import open_model
+from qconv.model import exact_arithmetic, open_model
 from qconv.validation._decoded import DecodedArtifact
 from qconv.validation._logits import LogitsSum
 from qconv.validation._results import BlockResult, LogitsResult
@@ -83,13 +83,15 @@ def check_model(
         student = _opened(artifact, running)
     except QconvError as error:
         return ModelFound(faults=(f"it cannot be run: {error}",), reason="it cannot be run")
-    return _Pair(
+    pair = _Pair(
         teacher=teacher,
         student=student,
         activations=artifact.activations,
         running=running,
         progress=progress,
-    ).compared(engine)
+    )
+    with exact_arithmetic(teacher.device):
+        return pair.compared(engine)
 
 
 def _opened(checkpoint: Any, running: Running) -> BlockModel:  # noqa: ANN401 - two kinds of one protocol

@@ -1,0 +1,161 @@
+"""On CUDA, every method makes of a model what it makes of it on the CPU, and the same bytes again.
+
+What rounds differently by a last bit may choose another code, and a rescaling of nearly the same
+cost; so the errors of the whole are compared, and most of the bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import qconv
+from gpu.pretend import pretended_cuda
+from validation.damage import model_at
+
+TARGETS = ("gguf:q4_k_m", "safetensors:int4", "safetensors:int8")
+TEXT = qconv.Calibration(windows=8, window_length=64, chat_template=False)
+CHAINS = (
+    "rtn",
+    "gptq",
+    "awq",
+    "smoothquant",
+    "signround,iterations=20",
+    "awq,gptq",
+    "smoothquant,gptq",
+)
+
+CUDA = "cuda"
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device that torch can use"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_at(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def converted(model: Path, out: Path, chain: str, device: str, **options: object) -> list[Path]:
+    """The artifacts, one for each target."""
+    settings = {"targets": TARGETS, "calibration": TEXT, **options}
+    targets = settings.pop("targets")
+    made = qconv.convert(model, targets, out=out, method=chain, device=device, **settings)
+    return [_whole(artifact.files[0], out) for artifact in made.artifacts]
+
+
+def _whole(file: Path, out: Path) -> Path:
+    return file if file.parent == out else file.parent
+
+
+def stored(artifact: Path) -> bytes:
+    return (artifact / "model.safetensors" if artifact.is_dir() else artifact).read_bytes()
+
+
+def unlike(one: Path, other: Path) -> float:
+    """The share of bytes that differ."""
+    mine, theirs = (
+        torch.frombuffer(bytearray(stored(each)), dtype=torch.uint8) for each in (one, other)
+    )
+    assert len(mine) == len(theirs)
+    return float((mine != theirs).float().mean())
+
+
+@needs_cuda
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_chain_loses_no_more_than_on_the_cpu(model: Path, tmp_path: Path, chain: str) -> None:
+    here = converted(model, tmp_path / "cpu", chain, "cpu")
+    there = converted(model, tmp_path / "cuda", chain, CUDA)
+    options = {"windows": 4, "window_length": 64, "device": "cpu"}
+    ours, theirs = (qconv.validate(each, model, **options).artifacts for each in (there, here))
+    for target, mine, other, one, two in zip(TARGETS, ours, theirs, there, here, strict=True):
+        assert not mine.faults
+        assert mine.logits is not None
+        assert other.logits is not None
+        errors = mine.blocks[-1].relative_error, other.blocks[-1].relative_error
+        divergence = mine.logits.kl.mean, other.logits.kl.mean
+        print(f"{chain} {target}: errors {errors}, KL {divergence}, unlike {unlike(one, two):.4f}")
+        assert errors[0] == pytest.approx(errors[1], rel=0.05)
+        assert divergence[0] == pytest.approx(divergence[1], rel=0.15)
+
+
+@needs_cuda
+@pytest.mark.parametrize("chain", ["rtn", "gptq"])
+def test_without_rescaling_nearly_all_codes_are_those_of_the_cpu(
+    model: Path, tmp_path: Path, chain: str
+) -> None:
+    here = converted(model, tmp_path / "cpu", chain, "cpu")
+    there = converted(model, tmp_path / "cuda", chain, CUDA)
+    for one, two in zip(there, here, strict=True):
+        assert unlike(one, two) < (0.02 if chain == "rtn" else 0.2)
+
+
+@needs_cuda
+@pytest.mark.parametrize("chain", ["awq,gptq", "smoothquant", "signround,iterations=20"])
+def test_the_same_bytes_come_again(model: Path, tmp_path: Path, chain: str) -> None:
+    first, second = (
+        converted(model, tmp_path / f"{threads}", chain, CUDA, threads=threads)
+        for threads in (1, 8)
+    )
+    assert [stored(each) for each in first] == [stored(each) for each in second]
+
+
+@needs_cuda
+def test_statistics_in_bfloat16_do_for_a_conversion(model: Path, tmp_path: Path) -> None:
+    made = converted(model, tmp_path, "awq,gptq", CUDA, dtype="bfloat16")
+    for each in qconv.validate(made, model, windows=2, window_length=64, device=CUDA).artifacts:
+        assert not each.faults
+        assert each.blocks[-1].relative_error < 0.4
+
+
+@needs_cuda
+def test_calibration_on_cuda_gives_the_statistics_of_the_cpu(model: Path, tmp_path: Path) -> None:
+    from qconv.calibration import SavedStatistics, calibrate, load_calibration
+    from qconv.checkpoint import open_checkpoint
+
+    saved = []
+    for name, device in (("here", "cpu"), ("there", CUDA)):
+        path = tmp_path / f"{name}.safetensors"
+        calibrate(model, path, TEXT, device=device)
+        with open_checkpoint(model) as checkpoint:
+            saved.append(SavedStatistics(load_calibration(path, checkpoint.model)))
+    assert list(saved[0]) == list(saved[1])
+    for name in saved[0]:
+        theirs, mine = (each[name] for each in saved)
+        assert mine.tokens == theirs.tokens
+        torch.testing.assert_close(mine.gram, theirs.gram, rtol=1e-3, atol=1e-4)
+
+
+#: What reaches all code that moves tensors about: rescaling, both rounders, a permuted GGUF, rows
+#: whose inputs are rounded, tensors copied as they are stored.
+SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("chain", "targets"),
+    [
+        ("smoothquant,gptq", ("gguf:q4_0", "safetensors:int8")),
+        ("awq,signround,iterations=1", ("gguf:q4_0", "safetensors:int4,group_size=32")),
+    ],
+)
+def test_nothing_is_left_on_the_wrong_device(
+    tmp_path: Path, chain: str, targets: tuple[str, ...]
+) -> None:
+    """On any machine: values stay in the CPU's memory, but may not be mixed with others there."""
+    model = model_at(tmp_path / "model", **SMALL, head_dim=16)
+    calibration = qconv.Calibration(windows=2, window_length=16, chat_template=False)
+    settings = {"targets": targets, "calibration": calibration, "threads": 1}
+    with pretended_cuda():
+        made = converted(model, tmp_path / "cuda", chain, CUDA, **settings)
+    for each in made:
+        options = {"windows": 2, "window_length": 16}
+        with pretended_cuda():
+            (result,) = qconv.validate(each, model, device=CUDA, **options).artifacts
+        (again,) = qconv.validate(each, model, device="cpu", **options).artifacts
+        assert not result.faults
+        assert result.logits is not None
+        assert again.logits is not None
+        assert result.logits.kl.mean == pytest.approx(again.logits.kl.mean, rel=1e-3)
