@@ -167,6 +167,7 @@ def validate(
     max_ram: int | None = None,
     gates: Mapping[str, float] | None = None,
     context: int = 4096,
+    measure: bool | None = None,
     command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Validation:
@@ -185,6 +186,8 @@ def validate(
     calibrated_on: a file of :func:`calibrate` that the windows must share nothing with
     gates: limits by name, e.g. ``{"kl": 0.05, "top1": 0.9}``, in place of the defaults
     context: tokens of a sequence, for which memory on the device is predicted
+    measure: load each artifact and run such a sequence, in a process of its own, to measure that
+        memory; None: at depth ``runtime`` on CUDA; on a CPU it is the process' memory
     command: what to record as the way to repeat it
     progress: called with a stage, steps done and steps to do
 
@@ -208,6 +211,7 @@ def validate(
         max_ram=max_ram,
         gates=gates or {},
         context=context,
+        measure=measure,
         command=command,
     )
     return run(request, load_plugins(), progress=progress or _unseen)

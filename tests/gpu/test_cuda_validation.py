@@ -44,6 +44,18 @@ def test_what_makes_arithmetic_exact_is_put_back(tf32: None) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_tf32_allowed_the_newer_way_is_put_back_too(tf32: None) -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("torch before 2.9 has one way only")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
+    with exact_arithmetic(torch.device("cuda")):
+        assert matmul.fp32_precision == "ieee"
+        assert cudnn.conv.fp32_precision != "tf32"
+    assert matmul.fp32_precision == cudnn.conv.fp32_precision == "tf32"
+
+
 def test_nothing_is_changed_for_the_cpu(tf32: None) -> None:
     with exact_arithmetic(torch.device("cpu")), exact_arithmetic(None):
         assert torch.backends.cuda.matmul.allow_tf32
@@ -110,3 +122,30 @@ def test_a_validation_takes_the_memory_of_two_blocks(tmp_path: Path) -> None:
     assert not result.faults
     assert len(result.blocks) == 20
     assert peak < 0.35 * whole  # two blocks, what cuBLAS works in, the states of one window
+
+
+@needs_cuda
+@pytest.mark.parametrize("target", ["safetensors:bf16", "safetensors:int4"])
+def test_memory_is_measured_beside_its_prediction(tmp_path: Path, target: str) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+    model = model_at(tmp_path / "model", **sizes, num_attention_heads=16, num_key_value_heads=4)
+    artifact = qconv.convert(model, target, out=tmp_path).artifacts[0].files[0].parent
+    torch.cuda.empty_cache()
+    options = {"depth": "bytes", "device": CUDA, "context": 2048, "measure": True}
+    gated = [
+        qconv.validate(artifact, model, gates={"vram": limit}, **options).artifacts[0]
+        for limit in (8 * 2**30, 2**20)
+    ]
+    vram = gated[0].vram
+    print(target, vram)
+    assert vram is not None
+    assert vram.measured is not None
+    assert vram.reason is None
+    assert vram.figures["max_memory_allocated"] <= vram.figures["max_memory_reserved"]
+    assert vram.figures["max_memory_reserved"] <= vram.figures["device"] + 64 * MIB
+    assert vram.error is not None
+    assert abs(vram.error) <= max(300 * MIB, vram.measured // 10)
+    gates = [next(each for each in result.gates if each.name == "vram") for result in gated]
+    assert [each.status for each in gates] == ["pass", "fail"]
+    assert gates[0].value == vram.measured
+    assert gates[0].why.startswith("as asked for; measured on cuda")

@@ -237,12 +237,12 @@ def test_an_engine_that_was_not_run_says_which_depth_runs_it(source, out):
 
 def test_memory_that_cannot_be_predicted_says_why(source, out, monkeypatch):
     from qconv.errors import Unsupported
-    from qconv.validation import _validate
+    from qconv.validation import _vram
 
     def unknown(path, *, context):
         raise Unsupported("layers of a kind whose memory is not known")
 
-    monkeypatch.setattr(_validate, "predict_artifact", unknown)
+    monkeypatch.setattr(_vram, "predict_artifact", unknown)
     result = validated(out / "tiny-Q4_0.gguf", source, gates={"vram": 1e9})
     (gate,) = (each for each in result.gates if each.name == "vram")
     assert (gate.status, gate.why) == (

@@ -102,11 +102,24 @@ def _render_runtime(runtime: RuntimeResult) -> None:
 
 
 def _render_vram(vram: VramResult) -> None:
-    measured = "" if vram.measured is None else f"; measured {format_bytes(vram.measured)}"
     write_line(
         f"\nmemory on the device, predicted: {format_bytes(vram.low)} to {format_bytes(vram.high)} "
-        f"({vram.runtime}, context {vram.context}, cache {vram.cache_type}){measured}"
+        f"({vram.runtime}, context {vram.context}, cache {vram.cache_type})"
     )
+    if vram.reason is not None:
+        write_line(f"  unmeasured: {printable(vram.reason)}")
+    if vram.measured is None:
+        return
+    beside = "inside the range"
+    if vram.error:
+        side = "above" if vram.error > 0 else "below"
+        beside = f"{format_bytes(abs(vram.error))} {side} the range"
+    write_line(
+        f"  measured on {vram.device}: {format_bytes(vram.measured)}, {beside} "
+        f"(by {printable(vram.by or 'qconv')})"
+    )
+    for name, nbytes in vram.figures.items():
+        write_line(f"    {name}  {format_bytes(nbytes)}")
 
 
 def _render_blocks(artifact: ArtifactResult) -> None:

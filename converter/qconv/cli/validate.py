@@ -114,6 +114,15 @@ def validate(
             "--context", metavar="TOKENS", min=1, help="Sequence to predict device memory for."
         ),
     ] = _CONTEXT,
+    measure: Annotated[
+        Optional[bool],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--measure/--no-measure",
+            show_default=False,
+            help="Also load it, run such a sequence, and measure the memory that takes; by default "
+            "at depth runtime on CUDA.",
+        ),
+    ] = None,
     prompt: Annotated[
         Optional[list[str]],  # noqa: UP045 - read at run time, also on Python 3.10
         typer.Option(
@@ -169,6 +178,7 @@ def validate(
             max_ram=nbytes,
             gates=gates,
             context=context,
+            measure=measure,
             command=_command(
                 artifacts,
                 against,
@@ -181,6 +191,8 @@ def validate(
                     "--calibrated-on": None if calibrated_on is None else calibrated_on.name,
                     "--gate": gate,
                     "--context": None if context == _CONTEXT else context,
+                    "--measure": measure or None,
+                    "--no-measure": True if measure is False else None,
                     "--prompt": prompt,
                     "--device": None if device == "auto" else device,
                     "--dtype": None if dtype is given.Dtypes.auto else dtype.value,
@@ -202,10 +214,14 @@ def validate(
         from ._render_validation import render_validation
 
         render_validation(validation, every_tensor=tensors)
-    asked = depth is not Depths.bytes or any(
-        each.status == "unmeasured" and each.name in gates
-        for artifact in validation.artifacts
-        for each in artifact.gates
+    asked = (
+        depth is not Depths.bytes
+        or bool(measure)
+        or any(
+            each.status == "unmeasured" and each.name in gates
+            for artifact in validation.artifacts
+            for each in artifact.gates
+        )
     )
     if validation.status == "fail" or (validation.status == "unmeasured" and asked):
         say(f"validation: {validation.status}; the gates above say why")
@@ -230,18 +246,22 @@ def _with_texts(
 def _command(
     artifacts: list[Path],
     against: Path,
-    options: Mapping[str, str | int | list[str] | None],
+    options: Mapping[str, str | int | bool | list[str] | None],
 ) -> str:
     """The command that repeats it, without the directories of this machine.
 
-    options: by name; of a list each is given; None is left out
+    options: by name; of a list each is given; True for those without a value; None is left out
     """
     words = ["qconv", "validate", *(each.resolve().name for each in artifacts)]
     words += ["--against", against.resolve().name]
     for name, value in options.items():
         values = value if isinstance(value, list) else [] if value is None else [value]
-        words += [word for each in values for word in (name, str(each))]
+        words += [word for each in values for word in _said(name, each)]
     return shlex.join(words)
+
+
+def _said(name: str, value: str | int | bool) -> tuple[str, ...]:  # noqa: FBT001 - of an option
+    return (name,) if value is True else (name, str(value))
 
 
 def _base_name(text: str) -> str:

@@ -205,11 +205,9 @@ def _held(subject: Subject, nbytes: int) -> Weights:
 
 
 def _measurement(result: VramResult, found: Mapping[str, Any], device: str) -> Measurement:
-    return Measurement(
-        result=replace(result, measured=int(found["measured"]), device=device),
-        by=str(found["by"]),
-        figures=found["parts"],
-    )
+    by, figures = str(found["by"]), found["parts"]
+    result = result.beside(int(found["measured"]), device=device, by=by, figures=figures)
+    return Measurement(result=result, by=by, figures=figures)
 
 
 def _run(asked: Mapping[str, Any]) -> Mapping[str, Any]:

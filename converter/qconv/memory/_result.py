@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,12 @@ class VramResult:
     parts: upper figures in bytes, which add up to ``high``: weights, kv_cache, logits,
         activations, device_context
     measured: bytes, where it was measured
-    device: what was measured on
+    error: bytes by which ``measured`` is outside the range: negative below, 0 inside
+    device: what was measured on: ``cpu``, ``cuda``
+    by: what measured it
+    figures: measured bytes by name: on CUDA ``max_memory_allocated``, ``max_memory_reserved``,
+        ``device`` (its own figure) and ``device_context``
+    reason: why it was not measured, where that was asked for
     assumptions: what the range rests on, for people
     """
 
@@ -29,12 +35,18 @@ class VramResult:
     runtime: str
     parts: dict[str, int]
     measured: int | None = None
+    error: int | None = None
     device: str | None = None
+    by: str | None = None
+    figures: dict[str, int] = field(default_factory=dict)
+    reason: str | None = None
     assumptions: tuple[str, ...] = field(default=())
 
-    @property
-    def error(self) -> int | None:
-        """Bytes by which the measured figure is outside the range: negative below, 0 inside."""
-        if self.measured is None:
-            return None
-        return min(0, self.measured - self.low) + max(0, self.measured - self.high)
+    def beside(
+        self, measured: int, *, device: str, by: str, figures: Mapping[str, int]
+    ) -> VramResult:
+        """The prediction beside what was measured of the same run, in bytes."""
+        outside = min(0, measured - self.low) + max(0, measured - self.high)
+        return replace(
+            self, measured=measured, error=outside, device=device, by=by, figures=dict(figures)
+        )

@@ -67,8 +67,8 @@ class _Settings:
 
         memory: Any = torch.utils.deterministic
         return cls(
-            matmul_tf32=torch.backends.cuda.matmul.allow_tf32,
-            cudnn_tf32=torch.backends.cudnn.allow_tf32,
+            matmul_tf32=_allows_tf32(torch.backends.cuda.matmul),
+            cudnn_tf32=_allows_tf32(torch.backends.cudnn, "conv"),
             benchmark=torch.backends.cudnn.benchmark,
             deterministic=torch.are_deterministic_algorithms_enabled(),
             warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -85,6 +85,15 @@ class _Settings:
         torch.backends.cudnn.benchmark = self.benchmark
         torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
         memory.fill_uninitialized_memory = self.fill
+
+
+def _allows_tf32(owner: Any, part: str | None = None) -> bool:
+    """By either of the ways that torch has for it: from 2.9 on, each refuses what the other set."""
+    try:
+        return bool(owner.allow_tf32)
+    except RuntimeError:
+        newer = owner if part is None else getattr(owner, part)
+        return bool(newer.fp32_precision == "tf32")
 
 
 @contextmanager

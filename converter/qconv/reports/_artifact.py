@@ -22,7 +22,13 @@ from ._heatmap import SHADES, heatmap
 from ._markup import Child, Markup, element
 
 if TYPE_CHECKING:
-    from qconv.validation import ArtifactResult, LogitsResult, RuntimeResult, TensorResult
+    from qconv.validation import (
+        ArtifactResult,
+        LogitsResult,
+        RuntimeResult,
+        TensorResult,
+        VramResult,
+    )
 
 #: Tensors listed by name; report.json has all of them.
 _WORST = 10
@@ -53,6 +59,7 @@ def artifact_section(artifact: ArtifactResult, name: str, anchor: str) -> Markup
         _divergence(artifact),
         _tensors(artifact, name),
         _engines(artifact),
+        _memory(artifact.vram),
         _files(artifact),
         id=anchor,
     )
@@ -231,6 +238,29 @@ def _engine(runtime: RuntimeResult) -> tuple[Child, ...]:
         UNMEASURED if runtime.seconds is None else format_seconds(runtime.seconds),
         size(runtime.peak_bytes),
         runtime.reason or "",
+    )
+
+
+def _memory(vram: VramResult | None) -> Iterable[Child]:
+    """What was measured of memory; of what was predicted, there is a chart of all artifacts."""
+    if vram is None or (vram.measured is None and vram.reason is None):
+        return
+    yield element("h3", "Memory, measured")
+    if vram.measured is None:
+        yield quiet(f"{UNMEASURED}: {vram.reason}")
+        return
+    outside = vram.error or 0
+    side = "inside" if not outside else "above" if outside > 0 else "below"
+    yield pairs(
+        [
+            (f"on {vram.device}, by {vram.by}", size(vram.measured)),
+            (
+                f"predicted for this run, in {vram.runtime}",
+                f"{size(vram.low)} to {size(vram.high)}",
+            ),
+            ("which it is", f"{size(abs(outside))} {side}" if outside else side),
+            *((name.replace("_", " "), size(nbytes)) for name, nbytes in vram.figures.items()),
+        ]
     )
 
 

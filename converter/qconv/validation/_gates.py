@@ -123,7 +123,7 @@ def _predicted(figure: Callable[[LogitsResult], float]) -> Callable[[ArtifactRes
 
 
 def _vram(result: ArtifactResult) -> float | None:
-    if result.vram is None:
+    if result.vram is None or result.vram.reason is not None:
         return None
     return float(result.vram.high if result.vram.measured is None else result.vram.measured)
 
@@ -313,8 +313,17 @@ def _asked(result: ArtifactResult, name: str, limit: float, reason: str) -> Gate
         limit=limit,
         relation=figure.relation,
         status=status,
-        why=reason if value is None else "as asked for",
+        why=reason if value is None else _as_asked(result, name),
     )
+
+
+def _as_asked(result: ArtifactResult, name: str) -> str:
+    """Of memory also whether it was measured, which makes a difference."""
+    if name != "vram" or result.vram is None:
+        return "as asked for"
+    if result.vram.measured is None:
+        return "as asked for; predicted, the upper end"
+    return f"as asked for; measured on {result.vram.device} by {result.vram.by}"
 
 
 def _default(

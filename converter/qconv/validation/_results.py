@@ -105,7 +105,8 @@ class RuntimeResult:
     logits: against the source; None when unmeasured
     against_decoded: against the artifact's own decoded weights: what the engine itself adds
     seconds: of loading and running
-    peak_bytes: of memory; None when it was not taken
+    peak_bytes: of memory, over the context that :class:`VramResult` tells; None where the engine
+        was not measured
     reason: why nothing was measured; None when it was
     """
 

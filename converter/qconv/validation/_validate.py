@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 from qconv._version import __version__
 from qconv.errors import QconvError, UnreadableInput, Unsupported, UsageError
-from qconv.memory import predict_artifact
 from qconv.validation._bytes import BytesFound, check_bytes
 from qconv.validation._checks import plugin_faults
 from qconv.validation._files import digests_of, files_of, source_digest
@@ -29,6 +28,7 @@ from qconv.validation._results import (
 from qconv.validation._runtime import Engine
 from qconv.validation._settings import settings_faults
 from qconv.validation._tokenizer import tokenizer_faults
+from qconv.validation._vram import asks_to_measure, device_memory, with_peak
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,7 @@ class Request:
     calibrated_on: a file of ``qconv calibrate`` that the windows must share nothing with
     gates: limits by name, see ``qconv validate --help``
     context: tokens of a sequence, for which memory on the device is predicted
+    measure: measure that memory, too; None: at depth ``runtime`` on CUDA
     """
 
     artifacts: Sequence[Path]
@@ -76,6 +77,7 @@ class Request:
     max_ram: int | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
     context: int = CONTEXT
+    measure: bool | None = None
     command: str = ""
 
 
@@ -172,7 +174,8 @@ class _Validating:
         if self.request.depth != "bytes":
             made, runtimes = self._run(matched)
             faults += made.faults
-        vram, unpredicted = self._vram()
+        vram, unknown = self._vram()
+        runtimes = tuple(with_peak(each, vram) for each in runtimes)
         inputs = any(matched.activation(plan) for plan in matched.plans)
         result = ArtifactResult(
             target=matched.label,
@@ -189,7 +192,7 @@ class _Validating:
             faults=tuple(faults),
             status="unmeasured",
         )
-        reasons = {**self._not_run(runtimes), "vram": unpredicted}
+        reasons = {**self._not_run(runtimes), "vram": unknown}
         reason = made.reason or _NOT_RUN
         judged = self._judged(result, reason, reasons, predicts=not made.headless)
         return judged if unplanned is None else _with_settings_unmeasured(judged, unplanned)
@@ -215,6 +218,8 @@ class _Validating:
         statuses = [each.status for each in gates]
         if self.request.depth == "runtime":
             statuses += ["unmeasured" for each in result.runtimes if each.reason is not None]
+        if self.request.measure and (result.vram is None or result.vram.reason is not None):
+            statuses.append("unmeasured")
         return replace(result, gates=gates, status="fail" if faulty else worst(statuses))
 
     def _unreadable(self, digests: Mapping[str, str], error: UnreadableInput) -> ArtifactResult:
@@ -238,11 +243,14 @@ class _Validating:
         return {"engine": told[0]} if told else {}
 
     def _vram(self) -> tuple[VramResult | None, str]:
-        """Memory on the device, predicted; or why not."""
-        try:
-            return predict_artifact(self.path, context=self.request.context), ""
-        except QconvError as error:
-            return None, f"memory on the device cannot be predicted: {error}"
+        """Memory on the device, predicted or measured; or why not."""
+        request = self.request
+        measured = asks_to_measure(request.measure, request.depth, request.device)
+        if measured:
+            self.progress("memory", 0, 1)
+        return device_memory(
+            self.path, context=request.context, device=request.device, measured=measured
+        )
 
     def _planned(self, matched: Match) -> tuple[Companions | None, str | None]:
         """What lies beside the weights; or why not, where that takes options that nobody gave."""
@@ -309,6 +317,7 @@ def _settings(request: Request, windows: _Windows) -> dict[str, object]:
         "dtype": request.dtype,
         "gates": dict(request.gates),
         "context": request.context,
+        "measure": request.measure,
     }
 
 
