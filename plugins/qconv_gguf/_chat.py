@@ -6,6 +6,8 @@ https://huggingface.co/docs/transformers/chat_templating_writing
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from typing import NoReturn
 
 from qconv.errors import BrokenPlugin, Unsupported
@@ -32,10 +34,14 @@ def rendered(template: str, prompt: str, *, bos_token: str, eos_token: str) -> s
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    environment.filters["tojson"] = _json
     try:
         return environment.from_string(template).render(
             messages=[{"role": "user", "content": prompt}],
             add_generation_prompt=True,
+            tools=None,
+            documents=None,
             bos_token=bos_token,
             eos_token=eos_token,
         )
@@ -43,6 +49,16 @@ def rendered(template: str, prompt: str, *, bos_token: str, eos_token: str) -> s
         raise Unsupported(
             f"the chat template refuses a user's message ({error}); give the prompt as plain text"
         ) from error
+
+
+def _now(form: str) -> str:
+    """The date that some templates tell the model."""
+    return datetime.now().strftime(form)  # noqa: DTZ005 - of wherever the user is
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """As JSON; jinja2's own filter would write ``<`` and quotes for web pages."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -7,6 +7,7 @@ cost; so the errors of the whole are compared, and most of the bytes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +16,17 @@ import qconv
 from gpu.pretend import pretended_cuda
 from validation.damage import model_at
 
-TARGETS = ("gguf:q4_k_m", "safetensors:int4", "safetensors:int8")
-TEXT = qconv.Calibration(windows=8, window_length=64, chat_template=False)
-CHAINS = (
-    "rtn",
-    "gptq",
-    "awq",
-    "smoothquant",
-    "signround,iterations=20",
-    "awq,gptq",
-    "smoothquant,gptq",
-)
+TEXT = qconv.Calibration(windows=4, window_length=64, chat_template=False)
+#: Every step, after and before others, and every kind of grid.
+CHAINS = {
+    "rtn": "gguf:q4_k_m",
+    "gptq": "safetensors:int4",
+    "awq": "safetensors:int4",
+    "smoothquant": "safetensors:int8",
+    "signround,iterations=10": "safetensors:int4",
+    "awq,gptq": "gguf:q4_k_m",
+    "smoothquant,gptq": "safetensors:int8",
+}
 
 CUDA = "cuda"
 
@@ -36,18 +37,14 @@ needs_cuda = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_at(tmp_path_factory.mktemp("model") / "tiny")
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+    return model_at(tmp_path_factory.mktemp("model") / "tiny", **sizes)
 
 
-def converted(model: Path, out: Path, chain: str, device: str, **options: object) -> list[Path]:
-    """The artifacts, one for each target."""
-    settings = {"targets": TARGETS, "calibration": TEXT, **options}
-    targets = settings.pop("targets")
-    made = qconv.convert(model, targets, out=out, method=chain, device=device, **settings)
-    return [_whole(artifact.files[0], out) for artifact in made.artifacts]
-
-
-def _whole(file: Path, out: Path) -> Path:
+def converted(model: Path, out: Path, chain: str, target: str, device: str, **options: Any) -> Path:
+    settings = {"calibration": TEXT, **options}
+    made = qconv.convert(model, target, out=out, method=chain, device=device, **settings)
+    file = made.artifacts[0].files[0]
     return file if file.parent == out else file.parent
 
 
@@ -67,48 +64,38 @@ def unlike(one: Path, other: Path) -> float:
 @needs_cuda
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_chain_loses_no_more_than_on_the_cpu(model: Path, tmp_path: Path, chain: str) -> None:
-    here = converted(model, tmp_path / "cpu", chain, "cpu")
-    there = converted(model, tmp_path / "cuda", chain, CUDA)
-    options = {"windows": 4, "window_length": 64, "device": "cpu"}
-    ours, theirs = (qconv.validate(each, model, **options).artifacts for each in (there, here))
-    for target, mine, other, one, two in zip(TARGETS, ours, theirs, there, here, strict=True):
-        assert not mine.faults
-        assert mine.logits is not None
-        assert other.logits is not None
-        errors = mine.blocks[-1].relative_error, other.blocks[-1].relative_error
-        divergence = mine.logits.kl.mean, other.logits.kl.mean
-        print(f"{chain} {target}: errors {errors}, KL {divergence}, unlike {unlike(one, two):.4f}")
-        assert errors[0] == pytest.approx(errors[1], rel=0.05)
-        assert divergence[0] == pytest.approx(divergence[1], rel=0.15)
+    here = converted(model, tmp_path / "here", chain, CHAINS[chain], "cpu")
+    there = converted(model, tmp_path / "there", chain, CHAINS[chain], CUDA)
+    options = {"windows": 2, "window_length": 64, "device": "cpu"}
+    mine, other = (qconv.validate(each, model, **options).artifacts[0] for each in (there, here))
+    assert not mine.faults
+    assert mine.logits is not None
+    assert other.logits is not None
+    errors = mine.blocks[-1].relative_error, other.blocks[-1].relative_error
+    share = unlike(there, here)
+    print(f"{chain}: errors {errors}, {share:.4f} of the bytes are others")
+    assert errors[0] == pytest.approx(errors[1], rel=0.05)
+    assert mine.logits.kl.mean == pytest.approx(other.logits.kl.mean, rel=0.2)
+    if chain in ("rtn", "gptq"):  # where no scale is chosen among near equals
+        assert share < (0.02 if chain == "rtn" else 0.2)
 
 
 @needs_cuda
-@pytest.mark.parametrize("chain", ["rtn", "gptq"])
-def test_without_rescaling_nearly_all_codes_are_those_of_the_cpu(
-    model: Path, tmp_path: Path, chain: str
-) -> None:
-    here = converted(model, tmp_path / "cpu", chain, "cpu")
-    there = converted(model, tmp_path / "cuda", chain, CUDA)
-    for one, two in zip(there, here, strict=True):
-        assert unlike(one, two) < (0.02 if chain == "rtn" else 0.2)
-
-
-@needs_cuda
-@pytest.mark.parametrize("chain", ["awq,gptq", "smoothquant", "signround,iterations=20"])
+@pytest.mark.parametrize("chain", ["awq,gptq", "signround,iterations=10"])
 def test_the_same_bytes_come_again(model: Path, tmp_path: Path, chain: str) -> None:
     first, second = (
-        converted(model, tmp_path / f"{threads}", chain, CUDA, threads=threads)
+        converted(model, tmp_path / f"{threads}", chain, CHAINS[chain], CUDA, threads=threads)
         for threads in (1, 8)
     )
-    assert [stored(each) for each in first] == [stored(each) for each in second]
+    assert stored(first) == stored(second)
 
 
 @needs_cuda
-def test_statistics_in_bfloat16_do_for_a_conversion(model: Path, tmp_path: Path) -> None:
-    made = converted(model, tmp_path, "awq,gptq", CUDA, dtype="bfloat16")
-    for each in qconv.validate(made, model, windows=2, window_length=64, device=CUDA).artifacts:
-        assert not each.faults
-        assert each.blocks[-1].relative_error < 0.4
+def test_a_model_run_in_bfloat16_does_for_a_conversion(model: Path, tmp_path: Path) -> None:
+    made = converted(model, tmp_path, "awq,gptq", "safetensors:int4", CUDA, dtype="bfloat16")
+    (result,) = qconv.validate(made, model, windows=2, window_length=64, device=CUDA).artifacts
+    assert not result.faults
+    assert result.blocks[-1].relative_error < 0.4
 
 
 @needs_cuda
@@ -135,27 +122,24 @@ SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
 
 
 @pytest.mark.parametrize(
-    ("chain", "targets"),
+    ("chain", "target"),
     [
-        ("smoothquant,gptq", ("gguf:q4_0", "safetensors:int8")),
-        ("awq,signround,iterations=1", ("gguf:q4_0", "safetensors:int4,group_size=32")),
+        ("smoothquant,gptq", "gguf:q4_0"),
+        ("smoothquant", "safetensors:int8"),
+        ("awq,signround,iterations=1", "safetensors:int4,group_size=32"),
     ],
 )
-def test_nothing_is_left_on_the_wrong_device(
-    tmp_path: Path, chain: str, targets: tuple[str, ...]
-) -> None:
+def test_nothing_is_left_on_the_wrong_device(tmp_path: Path, chain: str, target: str) -> None:
     """On any machine: values stay in the CPU's memory, but may not be mixed with others there."""
     model = model_at(tmp_path / "model", **SMALL, head_dim=16)
     calibration = qconv.Calibration(windows=2, window_length=16, chat_template=False)
-    settings = {"targets": targets, "calibration": calibration, "threads": 1}
+    settings = {"calibration": calibration, "threads": 1}
+    options = {"windows": 2, "window_length": 16}
     with pretended_cuda():
-        made = converted(model, tmp_path / "cuda", chain, CUDA, **settings)
-    for each in made:
-        options = {"windows": 2, "window_length": 16}
-        with pretended_cuda():
-            (result,) = qconv.validate(each, model, device=CUDA, **options).artifacts
-        (again,) = qconv.validate(each, model, device="cpu", **options).artifacts
-        assert not result.faults
-        assert result.logits is not None
-        assert again.logits is not None
-        assert result.logits.kl.mean == pytest.approx(again.logits.kl.mean, rel=1e-3)
+        made = converted(model, tmp_path / "made", chain, target, "cuda", **settings)
+        (result,) = qconv.validate(made, model, device="cuda", **options).artifacts
+    (again,) = qconv.validate(made, model, device="cpu", **options).artifacts
+    assert not result.faults
+    assert result.logits is not None
+    assert again.logits is not None
+    assert result.logits.kl.mean == pytest.approx(again.logits.kl.mean, rel=1e-3)

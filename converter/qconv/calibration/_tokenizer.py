@@ -65,6 +65,32 @@ class ModelTokenizer:
         """Token ids of a text, marked where the tokenizer marks it."""
         return self._ids(text, special=True)
 
+    def bare(self, text: str) -> list[int]:
+        """Token ids of a text, with nothing put around it; ``<s>`` and the like are known."""
+        return self._ids(text, special=False)
+
+    @property
+    def marks(self) -> list[str]:
+        """Special tokens that stand for themselves wherever they are in a text, by id."""
+        known = getattr(self._tokenizer, "added_tokens_decoder", {})
+        return [
+            each.content
+            for _, each in sorted(known.items())
+            if each.special and not (each.lstrip or each.rstrip or each.single_word)
+        ]
+
+    def question(self, prompt: str) -> list[int] | None:
+        """Token ids of :meth:`written`; None where that is."""
+        said = self.written(prompt)
+        return None if said is None else self._ids(said, special=False)
+
+    def written(self, prompt: str) -> str | None:
+        """A user's message as the template writes it, up to the answer; None where it does not."""
+        if not self.has_template:
+            return None
+        asked = [{"role": "user", "content": prompt}]
+        return self._templated(asked, add_generation_prompt=True)
+
     def rendered(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         """A conversation as the template writes it; None where there is none, or it refuses."""
         if not self.has_template:
@@ -86,9 +112,9 @@ class ModelTokenizer:
             [{"role": role, "content": content} for role, content in document.messages]
         )
 
-    def _templated(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+    def _templated(self, messages: Sequence[Mapping[str, str]], **options: bool) -> str | None:
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
         except ImportError as error:
             raise BrokenPlugin(
                 f"{self._name}: its chat template cannot be rendered: {error}; "

@@ -117,5 +117,5 @@ def _assumed(setting: Setting, device: str) -> list[str]:
             "at most: a whole prompt at once, with keys and values of before and after side by side"
         )
     if device == "cuda":
-        lines.append("CUDA context of 300 to 600 MiB; nothing else on the device")
+        lines.append("CUDA context of 300 to 700 MiB; nothing else on the device")
     return lines

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qconv.engines import label
 from qconv.errors import QconvError
+from qconv.validation._engine_tokens import TokensFound, compare_tokens
 from qconv.validation._logits import LogitsSum
 from qconv.validation._results import RuntimeResult
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from qconv._host import Host
-    from qconv.plugin import Runtime
+    from qconv.plugin import ModelInfo, Runtime
+    from qconv.validation._planned import Companions
 
 
 @dataclass(slots=True)
@@ -61,6 +63,12 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def tokens(self, source: ModelInfo, planned: Companions | None) -> TokensFound:
+        """Whether text becomes the source's tokens; nothing is found where no engine runs."""
+        if self._runtime is None:
+            return TokensFound()
+        return compare_tokens(self._runtime, source, planned)
 
     def take(self, window: torch.Tensor, expected: torch.Tensor, decoded: torch.Tensor) -> None:
         """Run the engine on a window; logits of the source, and of the decoded weights."""

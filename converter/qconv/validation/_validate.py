@@ -13,6 +13,7 @@ from qconv._version import __version__
 from qconv.errors import QconvError, UnreadableInput, Unsupported, UsageError
 from qconv.validation._bytes import BytesFound, check_bytes
 from qconv.validation._checks import plugin_faults
+from qconv.validation._engine_tokens import TokensFound
 from qconv.validation._files import digests_of, files_of, source_digest
 from qconv.validation._gates import check_names, grid_class, judge
 from qconv.validation._matching import match
@@ -169,13 +170,13 @@ class _Validating:
         faults = [*found.faults, *self._tokenizer(planned)]
         faults += [] if planned is None else settings_faults(self.path, planned)
         faults += plugin_faults(self.host, matched, self.source)
-        made = ModelFound(reason=_NOT_RUN)
-        runtimes: tuple[RuntimeResult, ...] = ()
+        ran = _Ran(made=ModelFound(reason=_NOT_RUN))
         if self.request.depth != "bytes":
-            made, runtimes = self._run(matched)
-            faults += made.faults
+            ran = self._run(matched, planned)
+            faults += [*ran.made.faults, *ran.token_faults]
+        made = ran.made
         vram, unknown = self._vram()
-        runtimes = tuple(with_peak(each, vram) for each in runtimes)
+        runtimes = tuple(with_peak(each, vram) for each in ran.runtimes)
         inputs = any(matched.activation(plan) for plan in matched.plans)
         result = ArtifactResult(
             target=matched.label,
@@ -195,7 +196,8 @@ class _Validating:
         reasons = {**self._not_run(runtimes), "vram": unknown}
         reason = made.reason or _NOT_RUN
         judged = self._judged(result, reason, reasons, predicts=not made.headless)
-        return judged if unplanned is None else _with_settings_unmeasured(judged, unplanned)
+        unknowns = {"settings": unplanned, "tokens": ran.tokens.reason}
+        return _with_unmeasured(judged, unknowns)
 
     def _judged(
         self,
@@ -263,7 +265,7 @@ class _Validating:
         faults = tokenizer_faults(self.path, self.source.model, planned)
         return tuple(f"tokenizer: {each}" for each in faults)
 
-    def _run(self, matched: Match) -> tuple[ModelFound, tuple[RuntimeResult, ...]]:
+    def _run(self, matched: Match, planned: Companions | None) -> _Ran:
         request = self.request
         try:
             running = Running(
@@ -273,26 +275,48 @@ class _Validating:
                 max_ram=request.max_ram,
             )
             if request.depth == "model":
-                return check_model(matched, self.source, running, progress=self.progress), ()
+                made = check_model(matched, self.source, running, progress=self.progress)
+                return _Ran(made=made)
             context = max(len(each) for each in running.windows)
             with Engine(self.host, self.path, context, request.device) as engine:
+                tokens = engine.tokens(self.source.model, planned)
                 made = check_model(
                     matched, self.source, running, progress=self.progress, engine=engine
                 )
-                return made, (engine.result(),)
+                return _Ran(made=made, runtimes=(engine.result(),), tokens=tokens)
         except (
             Unsupported
         ) as error:  # the source is of a kind that cannot be run, which is no fault
-            return ModelFound(reason=str(error)), ()
+            return _Ran(made=ModelFound(reason=str(error)))
 
 
-def _with_settings_unmeasured(result: ArtifactResult, reason: str) -> ArtifactResult:
-    """What could not be compared is a gate, so that it is seen and never passes."""
-    gate = GateResult(
-        name="settings", value=None, limit=0.0, relation="<=", status="unmeasured", why=reason
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """What running the model, and the engine, gave."""
+
+    made: ModelFound
+    runtimes: tuple[RuntimeResult, ...] = ()
+    tokens: TokensFound = field(default_factory=TokensFound)
+
+    @property
+    def token_faults(self) -> list[str]:
+        """What the engine makes of text, with its name."""
+        engines = ", ".join(each.engine for each in self.runtimes)
+        return [f"tokens in {engines}: {each}" for each in self.tokens.faults]
+
+
+def _with_unmeasured(result: ArtifactResult, reasons: Mapping[str, str | None]) -> ArtifactResult:
+    """What could not be compared is a gate, so that it is seen and never passes.
+
+    reasons: by what it is; None: it was compared
+    """
+    gates = tuple(
+        GateResult(name=name, value=None, limit=0.0, relation="<=", status="unmeasured", why=reason)
+        for name, reason in reasons.items()
+        if reason is not None
     )
-    status = worst((result.status, gate.status))
-    return replace(result, gates=(*result.gates, gate), status=status)
+    status = worst((result.status, *(each.status for each in gates)))
+    return replace(result, gates=(*result.gates, *gates), status=status)
 
 
 def _bits(found: BytesFound) -> float:
