@@ -166,6 +166,7 @@ def validate(
     dtype: Dtype = "auto",
     max_ram: int | None = None,
     gates: Mapping[str, float] | None = None,
+    baseline: str | Path | Sequence[str | Path] = (),
     context: int = 4096,
     measure: bool | None = None,
     command: str = "",
@@ -185,6 +186,7 @@ def validate(
     text: ``builtin``, which nothing is calibrated on, or files
     calibrated_on: a file of :func:`calibrate` that the windows must share nothing with
     gates: limits by name, e.g. ``{"kl": 0.05, "top1": 0.9}``, in place of the defaults
+    baseline: artifacts of plain rounding, which those on the same grid must beat; not judged
     context: tokens of a sequence, for which memory on the device is predicted
     measure: load each artifact and run such a sequence, in a process of its own, to measure that
         memory; None: at depth ``runtime`` on CUDA; on a CPU it is the process' memory
@@ -210,6 +212,7 @@ def validate(
         dtype=dtype,
         max_ram=max_ram,
         gates=gates or {},
+        baselines=tuple(Path(each) for each in _several(baseline)),
         context=context,
         measure=measure,
         command=command,

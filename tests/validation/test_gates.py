@@ -18,7 +18,8 @@ from qconv.validation import (
     to_json,
     worst,
 )
-from qconv.validation._gates import CLASSES, check_names, grid_class, judge
+from qconv.validation._class_limits import CLASSES
+from qconv.validation._gates import check_names, grid_class, judge
 
 LARGE, SMALL, TINY = 7_000_000_000, 500_000_000, 100_000_000
 

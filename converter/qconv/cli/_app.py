@@ -121,10 +121,12 @@ Examples:
   qconv validate out/smollm2-Q4_K_M.gguf --against models/smollm2
   qconv validate out/smollm2-INT4 --against models/smollm2 --gate kl=0.05 --gate top1=90%
   qconv validate out/smollm2-Q8_0.gguf --against models/smollm2 --depth runtime --quick
+  qconv validate gptq/smollm2-INT4 --baseline rtn/smollm2-INT4 --against models/smollm2
 
 Gates, with limits of your own in place of the defaults: kl and kl_p99 (KL divergence in nats, mean
 and 99th percentile), top1, top5 (shares), ppl (perplexity / the source's), rms (change of the true
-token's probability), error (worst tensor), block (after the last), vram (e.g. 8GiB)."""
+token's probability), error (worst tensor), block (after the last), vram (e.g. 8GiB), beats (KL
+divergence / the baseline's), agrees (distance from another artifact on the grid)."""
 
 _COMPARE = """\b
 Examples:

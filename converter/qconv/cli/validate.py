@@ -108,6 +108,16 @@ def validate(
             help="Fail beyond this limit, e.g. kl=0.05; repeat it for more.",
         ),
     ] = None,
+    baseline: Annotated[
+        Optional[list[Path]],  # noqa: UP045 - read at run time, also on Python 3.10
+        typer.Option(
+            "--baseline",
+            metavar="ARTIFACT",
+            show_default=False,
+            help="Plain rounding (--method rtn) that artifacts on the same grid must beat; repeat "
+            "it for other grids. It is measured, but not judged.",
+        ),
+    ] = None,
     context: Annotated[
         int,
         typer.Option(
@@ -177,6 +187,7 @@ def validate(
             dtype=dtype.value,
             max_ram=nbytes,
             gates=gates,
+            baseline=baseline or (),
             context=context,
             measure=measure,
             command=_command(
@@ -190,6 +201,7 @@ def validate(
                     "--text": [_base_name(each) for each in text or ()],
                     "--calibrated-on": None if calibrated_on is None else calibrated_on.name,
                     "--gate": gate,
+                    "--baseline": [each.resolve().name for each in baseline or ()],
                     "--context": None if context == _CONTEXT else context,
                     "--measure": measure or None,
                     "--no-measure": True if measure is False else None,
@@ -214,11 +226,12 @@ def validate(
         from ._render_validation import render_validation
 
         render_validation(validation, every_tensor=tensors)
+    needed = {*gates, *({"beats"} if baseline else ())}
     asked = (
         depth is not Depths.bytes
         or bool(measure)
         or any(
-            each.status == "unmeasured" and each.name in gates
+            each.status == "unmeasured" and each.name in needed
             for artifact in validation.artifacts
             for each in artifact.gates
         )

@@ -7,6 +7,7 @@ from qconv.validation._gates import gate_meaning
 from qconv.validation._quick import QuickCheck
 from qconv.validation._results import (
     ArtifactResult,
+    BaselineResult,
     BlockResult,
     GateResult,
     LogitsResult,
@@ -23,6 +24,7 @@ from qconv.validation._validate import Depth, Request, run
 
 __all__ = [
     "ArtifactResult",
+    "BaselineResult",
     "BlockResult",
     "Depth",
     "GateResult",

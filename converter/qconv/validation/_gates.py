@@ -1,8 +1,7 @@
 """Gates: figures beside limits, by the class of grid that most of an artifact's weights lie on.
 
-The limits stand about twice above figures that are published for sound files of each class
-(llama.cpp's scoreboards, evaluations of compressed-tensors formats), so that a sound file passes
-and a broken one does not. Small models lose more on the same grid, very small ones much more.
+Beyond a default limit a figure is a warning, far beyond it a failure; limits that were asked for
+are strict.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qconv.errors import UsageError
+from qconv.validation._class_limits import CLASSES, LOSSLESS, of_size
 from qconv.validation._results import (
     ArtifactResult,
     GateResult,
@@ -24,51 +24,8 @@ from qconv.validation._results import (
 Relation = Literal["<=", ">="]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a class may lose.
-
-    kl, kl_p99: nats
-    top1: share
-    ppl: ratio
-    block: relative error after the last block, where there are no predictions
-    """
-
-    kl: float
-    kl_p99: float | None
-    top1: float
-    ppl: float
-    block: float
-
-
-#: Errors after the last block are twice those of SmolLM2-135M rounded to nearest (Q8_0 0.022, Q6_K
-#: 0.06, Q4_K_M 0.23, Q3_K_M 0.25), less for the coarsest (Q2_K 0.47), so that states that have
-#: nothing to do with the source's, which are 1.4 off, fail; that of 5 bits lies between. A float
-#: may be half as far off as 8 bits; rounded inputs were not measured, and may three times.
-#:
-#: By class, finest first, with the fewest bits per weight (as stored) that are of it.
-CLASSES: Mapping[str, tuple[float, Limits]] = {
-    "float": (12.0, Limits(kl=5e-4, kl_p99=5e-3, top1=0.995, ppl=1.001, block=0.02)),
-    "8-bit": (7.3, Limits(kl=0.005, kl_p99=0.05, top1=0.97, ppl=1.005, block=0.05)),
-    "8-bit, inputs too": (7.3, Limits(kl=0.02, kl_p99=0.25, top1=0.95, ppl=1.02, block=0.15)),
-    "6-bit": (6.0, Limits(kl=0.012, kl_p99=0.12, top1=0.955, ppl=1.01, block=0.12)),
-    "5-bit": (5.0, Limits(kl=0.025, kl_p99=0.3, top1=0.94, ppl=1.015, block=0.2)),
-    "4-bit": (4.0, Limits(kl=0.06, kl_p99=0.7, top1=0.90, ppl=1.04, block=0.45)),
-    "3-bit": (2.9, Limits(kl=0.15, kl_p99=1.5, top1=0.86, ppl=1.12, block=0.6)),
-    "2-bit": (0.0, Limits(kl=0.6, kl_p99=None, top1=0.75, ppl=1.6, block=0.7)),
-}
-
 #: A class is the coarsest that holds this share of the weights of the blocks.
 _SHARE = 0.25
-
-#: How much more small models may lose, by weights of the model, fewest last: divergence, share of
-#: other likeliest tokens, growth of the perplexity. Below 1 B as published; below 0.3 B calibrated
-#: on SmolLM2-135M, rounded to nearest: of the limits of their classes, Q8_0 takes 0.6 of the
-#: divergence, Q6_K 3.6, Q5_K_M 3.9, Q4_K_M 5.8, Q3_K_M 6.7, Q2_K 4.1.
-_SMALL: tuple[tuple[int, Mapping[str, float]], ...] = (
-    (1_000_000_000, {"kl": 2.0, "kl_p99": 2.0, "top1": 1.5, "ppl": 2.0}),
-    (300_000_000, {"kl": 8.0, "kl_p99": 8.0, "top1": 4.5, "ppl": 12.0}),
-)
 
 #: Beyond its default limit a figure is a warning, beyond this many times as much it is a failure.
 _FAILS_AT = 2.0
@@ -182,14 +139,18 @@ FIGURES: Mapping[str, _Figure] = {
 }
 
 
+#: Gates between artifacts, and what each measures: see ``_relative``.
+RELATIVE: Mapping[str, str] = {
+    "beats": "KL divergence / the baseline's, upper end of its 95 % interval",
+    "agrees": "|difference from another artifact on the grid| / |what rounding lost|, worst tensor",
+}
+
+
 def gate_meaning(name: str) -> str | None:
     """What the gate of this name measures, for people; None where there is no such gate."""
     figure = FIGURES.get(name)
-    return None if figure is None else figure.what
+    return RELATIVE.get(name) if figure is None else figure.what
 
-
-#: Figures of a model that lost nothing, where that is not zero.
-_LOSSLESS = {"top1": 1.0, "ppl": 1.0}
 
 #: Why those are unmeasured that need no model run.
 _NO_REASONS = dict.fromkeys(("weights", "error"), "nothing was decoded")
@@ -204,9 +165,10 @@ def check_names(gates: Mapping[str, float]) -> None:
     Raises:
         UsageError: names the gates there are.
     """
+    known = sorted({*FIGURES, *RELATIVE})
     for name, limit in gates.items():
-        if name not in FIGURES:
-            raise UsageError(f"there is no gate {name!r}; choose from {', '.join(sorted(FIGURES))}")
+        if name not in known:
+            raise UsageError(f"there is no gate {name!r}; choose from {', '.join(known)}")
         if not limit >= 0:
             raise UsageError(f"gate {name!r}: its limit {limit!r} must be a number from 0 up")
 
@@ -239,7 +201,12 @@ def _class_of(tensor: TensorResult) -> str:
 def _linears(tensors: Sequence[TensorResult]) -> list[TensorResult]:
     """Matrices inside blocks; all matrices where no name has a number."""
     matrices = [each for each in tensors if len(each.shape) > 1]
-    return [each for each in matrices if _IN_BLOCK.search(each.name)] or matrices
+    return [each for each in matrices if in_block(each.name)] or matrices
+
+
+def in_block(name: str) -> bool:
+    """Whether a tensor of this name is one of a block."""
+    return _IN_BLOCK.search(name) is not None
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -271,7 +238,7 @@ def judge(
     for name in _PREDICTIONS if predicts else ():
         limit = getattr(limits, name)
         if limit is not None:
-            limit, why = _of_size(name, limit, weights)
+            limit, why = of_size(name, limit, weights)
             why = f"default for {result.grid_class}{why}"
             found.append(_default(result, name, limit, why, reason))
     if not predicts:
@@ -279,26 +246,17 @@ def judge(
         found.append(_default(result, "block", limits.block, why, reason))
     for runtime in result.runtimes:
         quantized = result.grid_class != "float"
-        limit, more = _of_size("kl", CLASSES[_ENGINE[quantized]][1].kl, weights)
+        limit, more = of_size("kl", CLASSES[_ENGINE[quantized]][1].kl, weights)
         why = f"engines may round inputs{' to 8 bits' if quantized else ''}, no more{more}"
         found.append(_default(result, "engine", limit, why, runtime.reason or reason))
     named = {each.name: each for each in found}
     for name, limit in gates.items():
+        if name in RELATIVE:  # takes other artifacts, too
+            continue
         named[name] = _asked(
             result, name, limit, {**_NO_REASONS, **(reasons or {})}.get(name, reason)
         )
     return tuple(named.values())
-
-
-def _of_size(name: str, limit: float, weights: int) -> tuple[float, str]:
-    """A limit for a model of so many weights, and what was done to it, in words."""
-    smaller = [(below, factors[name]) for below, factors in _SMALL if weights < below]
-    if not smaller:
-        return limit, ""
-    below, factor = smaller[-1]
-    lossless = _LOSSLESS.get(name, 0.0)
-    scaled = lossless + factor * (limit - lossless)
-    return max(0.0, scaled), f", {factor:g} times the loss below {below / 1e9:g} B weights"
 
 
 def _asked(result: ArtifactResult, name: str, limit: float, reason: str) -> GateResult:
@@ -354,7 +312,7 @@ def _status(name: str, value: float, limit: float) -> Status:
 
 def _beyond(name: str, limit: float) -> float:
     """Where a warning becomes a failure: twice as far from nothing lost."""
-    lossless = _LOSSLESS.get(name, 0.0)
+    lossless = LOSSLESS.get(name, 0.0)
     return max(0.0, lossless + _FAILS_AT * (limit - lossless))
 
 

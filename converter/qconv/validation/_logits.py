@@ -130,10 +130,14 @@ def _interval(losses: Sequence[tuple[float, float, int]], change: float) -> tupl
     # of a weighted mean: squares of the weighted deviations, with one degree of freedom used up
     deviations = (((mine - theirs) - change * tokens) / total for mine, theirs, tokens in losses)
     error = math.sqrt(sum(each**2 for each in deviations) * count / (count - 1))
-    free = count - 1
-    terms = sum(term / free**power for power, term in enumerate(_T_TERMS, start=1))
-    t = _T_FEWEST.get(free, _Z + terms)
+    t = student_t(count - 1)
     return (_exp(change - t * error), _exp(change + t * error))
+
+
+def student_t(free: int) -> float:
+    """Two-sided 95 % of Student's t with so many degrees of freedom."""
+    terms: float = sum(term / free**power for power, term in enumerate(_T_TERMS, start=1))
+    return _T_FEWEST.get(free, _Z + terms)
 
 
 def _exp(value: float) -> float:

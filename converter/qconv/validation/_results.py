@@ -137,6 +137,20 @@ class GateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineResult:
+    """An artifact's predictions beside those of plain rounding on the same grid.
+
+    path: of the baseline, its base name
+    kl_ratio: mean KL divergence / the baseline's
+    interval: 95 % of that ratio, windows drawn in pairs
+    """
+
+    path: str
+    kl_ratio: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextSample:
     """What each of several models writes after a prompt.
 
@@ -174,6 +188,7 @@ class ArtifactResult:
     runtimes: tuple[RuntimeResult, ...] = ()
     vram: VramResult | None = None
     gates: tuple[GateResult, ...] = ()
+    baseline: BaselineResult | None = None
     faults: tuple[str, ...] = ()
     status: Status
     samples: tuple[TextSample, ...] = ()
@@ -188,6 +203,7 @@ class Validation:
     settings: depth, windows, gates: what is needed to repeat it
     environment: versions and the machine
     command: the command line that repeats it
+    baselines: what the artifacts were to beat, itself not judged
     """
 
     qconv_version: str
@@ -198,6 +214,7 @@ class Validation:
     artifacts: tuple[ArtifactResult, ...]
     status: Status
     command: str
+    baselines: tuple[ArtifactResult, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-able data (``schemas/validation.schema.json``)."""
@@ -209,6 +226,11 @@ def worst(statuses: Iterable[Status]) -> Status:
     """The status of a whole from those of its parts; ``unmeasured`` when there are none."""
     seen = set(statuses)
     return next((status for status in _WORST_FIRST if status in seen), "unmeasured")
+
+
+def has_faults(result: ArtifactResult) -> bool:
+    """Whether anything is wrong with an artifact or one of its tensors, whatever its figures."""
+    return bool(result.faults) or any(each.faults for each in result.tensors)
 
 
 def to_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON has

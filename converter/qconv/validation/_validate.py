@@ -19,11 +19,13 @@ from qconv.validation._gates import check_names, grid_class, judge
 from qconv.validation._matching import match
 from qconv.validation._model import ModelFound, Running, check_model
 from qconv.validation._planned import companions_of
+from qconv.validation._relative import Validated, with_relative_gates
 from qconv.validation._results import (
     ArtifactResult,
     GateResult,
     RuntimeResult,
     Validation,
+    has_faults,
     worst,
 )
 from qconv.validation._runtime import Engine
@@ -61,6 +63,7 @@ class Request:
     text: held-out text: ``builtin``, which qconv never calibrates on, or files
     calibrated_on: a file of ``qconv calibrate`` that the windows must share nothing with
     gates: limits by name, see ``qconv validate --help``
+    baselines: artifacts of plain rounding, which those on the same grid must beat
     context: tokens of a sequence, for which memory on the device is predicted
     measure: measure that memory, too; None: at depth ``runtime`` on CUDA
     """
@@ -77,6 +80,7 @@ class Request:
     dtype: str = "auto"
     max_ram: int | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
+    baselines: Sequence[Path] = ()
     context: int = CONTEXT
     measure: bool | None = None
     command: str = ""
@@ -92,17 +96,16 @@ def run(request: Request, host: Host, *, progress: Progress) -> Validation:
     """
     from qconv._sources import open_source
 
-    check_names(request.gates)
-    if request.depth not in ("bytes", "model", "runtime"):
-        raise UsageError(f"depth {request.depth!r} is none; choose bytes, model or runtime")
-    for path in request.artifacts:
-        if not path.exists():
-            raise UnreadableInput(f"{path}: no such file or folder; give an artifact to validate")
+    _check(request)
     with open_source(request.against, host) as source:
         windows = _Windows(request, source)
-        results = tuple(
-            _Validating(request, host, source, windows, path, progress).result()
-            for path in request.artifacts
+        found = {
+            path: _Validating(request, host, source, windows, path, progress).validated()
+            for path in dict.fromkeys((*request.baselines, *request.artifacts))
+        }
+        baselines = [found[path] for path in request.baselines]
+        results = with_relative_gates(
+            [found[path] for path in request.artifacts], baselines, source, request.gates
         )
         digest = source_digest(source)
     return Validation(
@@ -114,7 +117,21 @@ def run(request: Request, host: Host, *, progress: Progress) -> Validation:
         artifacts=results,
         status=worst(each.status for each in results),
         command=request.command,
+        baselines=tuple(each.result for each in baselines),
     )
+
+
+def _check(request: Request) -> None:
+    check_names(request.gates)
+    if request.depth not in ("bytes", "model", "runtime"):
+        raise UsageError(f"depth {request.depth!r} is none; choose bytes, model or runtime")
+    if "beats" in request.gates and not request.baselines:
+        raise UsageError("gate 'beats' needs something to beat; name it with --baseline")
+    if request.baselines and {*request.artifacts} <= {*request.baselines}:
+        raise UsageError("every artifact is a baseline; name one that must beat them, too")
+    for path in (*request.artifacts, *request.baselines):
+        if not path.exists():
+            raise UnreadableInput(f"{path}: no such file or folder; give an artifact to validate")
 
 
 class _Windows:
@@ -159,12 +176,15 @@ class _Validating:
     path: Path
     progress: Progress
 
-    def result(self) -> ArtifactResult:
+    def validated(self) -> Validated:
         digests = digests_of(self.path, self.progress)
         try:
             matched = match(self.path, self.source, self.host, self.request.target)
         except UnreadableInput as error:
-            return self._unreadable(digests, error)
+            return Validated(result=self._unreadable(digests, error), match=None)
+        return Validated(result=self._result(matched, digests), match=matched)
+
+    def _result(self, matched: Match, digests: Mapping[str, str]) -> ArtifactResult:
         found = check_bytes(matched, self.source, progress=self.progress)
         planned, unplanned = self._planned(matched)
         faults = [*found.faults, *self._tokenizer(planned)]
@@ -216,13 +236,14 @@ class _Validating:
             reasons=reasons or {},
             predicts=predicts,
         )
-        faulty = bool(result.faults) or any(each.faults for each in result.tensors)
         statuses = [each.status for each in gates]
         if self.request.depth == "runtime":
             statuses += ["unmeasured" for each in result.runtimes if each.reason is not None]
         if self.request.measure and (result.vram is None or result.vram.reason is not None):
             statuses.append("unmeasured")
-        return replace(result, gates=gates, status="fail" if faulty else worst(statuses))
+        return replace(
+            result, gates=gates, status="fail" if has_faults(result) else worst(statuses)
+        )
 
     def _unreadable(self, digests: Mapping[str, str], error: UnreadableInput) -> ArtifactResult:
         result = ArtifactResult(
@@ -340,6 +361,7 @@ def _settings(request: Request, windows: _Windows) -> dict[str, object]:
         "device": request.device,
         "dtype": request.dtype,
         "gates": dict(request.gates),
+        "baselines": [each.name for each in request.baselines],
         "context": request.context,
         "measure": request.measure,
     }

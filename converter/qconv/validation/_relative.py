@@ -1,0 +1,172 @@
+"""Gates between artifacts: better than plain rounding on the same grid, and formats that agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qconv.errors import QconvError
+from qconv.validation._agreement import ALIKE, Agreement, agreement, differing_grid, grids_of
+from qconv.validation._bootstrap import kl_ratio
+from qconv.validation._results import (
+    ArtifactResult,
+    BaselineResult,
+    GateResult,
+    Status,
+    has_faults,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from qconv._sources import OpenedSource
+    from qconv.validation._matching import Match
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """An artifact after its own validation. match: None where it could not be read."""
+
+    result: ArtifactResult
+    match: Match | None
+
+
+def with_relative_gates(
+    artifacts: Sequence[Validated],
+    baselines: Sequence[Validated],
+    source: OpenedSource,
+    gates: Mapping[str, float],
+) -> tuple[ArtifactResult, ...]:
+    """The results, each with its gates beside the baseline and the artifacts before it.
+
+    gates: limits asked for, by name
+    """
+    made = []
+    for place, each in enumerate(artifacts):
+        agrees = _agrees(place, artifacts, source, gates)
+        made.append(_with(each.result, _beats(each, baselines, gates), *agrees))
+    return tuple(made)
+
+
+def _with(
+    result: ArtifactResult,
+    beside: tuple[BaselineResult | None, GateResult | None],
+    *more: GateResult,
+) -> ArtifactResult:
+    baseline, beats = beside
+    gates = (*(() if beats is None else (beats,)), *more)
+    status = worst((result.status, *(each.status for each in gates)))
+    return replace(result, baseline=baseline, gates=(*result.gates, *gates), status=status)
+
+
+def _beats(
+    artifact: Validated, baselines: Sequence[Validated], gates: Mapping[str, float]
+) -> tuple[BaselineResult | None, GateResult | None]:
+    if not baselines or any(each is artifact for each in baselines):
+        return None, None
+    limit = gates.get("beats", 1.0)
+    baseline, reason = _baseline_of(artifact, baselines)
+    if baseline is None:
+        return None, _gate("beats", None, limit, "unmeasured", reason)
+    mine, theirs = artifact.result.logits, baseline.result.logits
+    if mine is None or theirs is None:
+        silent = artifact.result if mine is None else baseline.result
+        return None, _gate("beats", None, limit, "unmeasured", _silence(silent))
+    ratio, interval = kl_ratio(mine.window_kl, theirs.window_kl)
+    found = BaselineResult(path=baseline.result.path, kl_ratio=ratio, interval=interval)
+    return found, _judged(found, gates.get("beats"))
+
+
+def _judged(found: BaselineResult, asked: float | None) -> GateResult:
+    """Significantly better passes, significantly worse fails; strictly, where it was asked for."""
+    low, high = found.interval
+    status: Status = "pass" if high < 1 else "fail" if low > 1 else "warn"
+    if asked is not None:
+        status = "pass" if high <= asked else "fail"
+    why = (
+        f"{found.kl_ratio:.4g} times the KL divergence of {found.path} "
+        f"(95 %: {low:.4g} to {high:.4g})"
+    )
+    return _gate("beats", high, 1.0 if asked is None else asked, status, why)
+
+
+def _baseline_of(
+    artifact: Validated, baselines: Sequence[Validated]
+) -> tuple[Validated | None, str]:
+    """The first baseline on the artifact's grids; or why there is none."""
+    reasons = []
+    for each in baselines:
+        name = each.result.path
+        if each.match is None or has_faults(each.result):
+            reasons.append(f"the baseline {name} is damaged")
+        elif artifact.match is None:
+            reasons.append("the artifact cannot be read")
+        else:
+            mine, theirs = grids_of(artifact.match), grids_of(each.match)
+            other = differing_grid(mine, theirs)
+            if other is None:
+                return each, ""
+            stored = mine.get(other, "not there"), theirs.get(other, "not there")
+            reasons.append(
+                f"the baseline {name} is of another grid: {other!r} is {stored[0]} here, and "
+                f"{stored[1]} there; make it for the same target with --method rtn"
+            )
+    return None, reasons[0]
+
+
+def _silence(result: ArtifactResult) -> str:
+    """Why there are no predictions."""
+    whys = [each.why for each in result.gates if each.name == "kl" and each.value is None]
+    return whys[0] if whys else "the model has no head that predicts tokens"
+
+
+def _agrees(
+    place: int,
+    artifacts: Sequence[Validated],
+    source: OpenedSource,
+    gates: Mapping[str, float],
+) -> Iterator[GateResult]:
+    """At most one gate: beside the first of the artifacts before it that should be the same."""
+    asked = gates.get("agrees")
+    earlier = artifacts[:place]
+    found = [
+        (each.result.path, told)
+        for each in earlier
+        if (told := _agreement(each, artifacts[place], source)) is not None
+    ]
+    like = next((each for each in found if each[1].same), found[0] if found else None)
+    if like is None:
+        if asked is not None and (earlier or len(artifacts) == 1):
+            reason = "no artifact before it lies on its grids"
+            yield _gate("agrees", None, asked, "unmeasured", reason)
+        return
+    path, told = like
+    if asked is not None or told.same:
+        limit = asked if asked is not None else 0.0 if told.equal else ALIKE
+        status: Status = "pass" if told.worst <= limit else "fail"
+        yield _gate("agrees", told.worst, limit, status, _words(path, told))
+
+
+def _agreement(one: Validated, other: Validated, source: OpenedSource) -> Agreement | None:
+    """None where they are not on one grid, or one of them cannot be decoded."""
+    if one.match is None or other.match is None:
+        return None
+    try:
+        return agreement(one.match, other.match, source)
+    except (QconvError, ValueError, RuntimeError):  # told as a fault of the tensor
+        return None
+
+
+def _words(path: str, told: Agreement) -> str:
+    if not told.same:
+        return f"{path} is of another method, or one of them is wrong: first {told.tensor!r}"
+    kind = "equal those" if told.equal else "are rounded as those"
+    if not told.differing:
+        return f"all {told.compared} tensors {kind} of {path}"
+    others = told.compared - told.differing
+    return f"{others} of {told.compared} tensors {kind} of {path}, but not {told.tensor!r}"
+
+
+def _gate(name: str, value: float | None, limit: float, status: Status, why: str) -> GateResult:
+    return GateResult(name=name, value=value, limit=limit, relation="<=", status=status, why=why)
