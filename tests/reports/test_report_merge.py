@@ -76,3 +76,14 @@ def test_the_command_writes_the_page(tmp_path, capsys):
     assert document == json.loads((tmp_path / "all" / "report.json").read_text())
     assert run(["report", "merge", str(tmp_path / "none.json"), "-o", str(tmp_path)]) == 3
     assert "none.json: cannot be read" in capsys.readouterr().err
+
+
+def test_baselines_come_together_too():
+    one, other = artifact("gguf:q4_0"), artifact("gguf:q2_k")
+    merged = merge(
+        [
+            validation(artifact("gguf:q8_0"), baselines=(one,)),
+            validation(artifact("gguf:q6_k"), baselines=(one, other)),
+        ]
+    )
+    assert merged.baselines == (one, other)

@@ -75,6 +75,19 @@ def hostile() -> Any:
     )
 
 
+def test_what_was_to_be_beaten_is_told_and_not_judged():
+    beats = gate("warn", 1.03, name="beats", limit=1.0, why="0.98 times the KL divergence of rtn")
+    made = validation(
+        artifact(gates=(gate(), beats), status="warn"),
+        status="warn",
+        baselines=(artifact(path="rtn.gguf", status="fail"),),
+    )
+    text = Parsed(page(made)).text
+    assert "Baseline, measured and not judged: rtn.gguf (gguf:q4_k_m, 100.0 MB), mean KL" in text
+    assert "KL divergence / the baseline's, upper end of its 95 % interval" in text
+    assert "passes with warnings: beats 1.03 > 1.00" in text
+
+
 def test_no_text_becomes_markup():
     parsed = Parsed(page(hostile()))
     assert {"script", "img"}.isdisjoint(parsed.tags)

@@ -31,6 +31,10 @@ def render_validation(validation: Validation, *, every_tensor: bool = False) -> 
         if number:
             write_line("")
         _render_artifact(artifact, validation.source, every_tensor=every_tensor)
+    for baseline in validation.baselines:
+        kl = "unmeasured" if baseline.logits is None else f"{baseline.logits.kl.mean:.4g} nats"
+        told = f"baseline {baseline.path} ({baseline.target}), not judged"
+        write_line(f"\n{told}: KL divergence mean {kl}")
 
 
 def _render_artifact(artifact: ArtifactResult, source: str, *, every_tensor: bool) -> None:

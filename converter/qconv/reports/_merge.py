@@ -25,7 +25,7 @@ def merge(validations: Sequence[Validation]) -> Validation:
     if not validations:
         raise UsageError("no report to merge; name two report.json or more")
     _check(validations)
-    artifacts = _artifacts(validations)
+    artifacts = _distinct_artifacts([each for one in validations for each in one.artifacts])
     return Validation(
         qconv_version=", ".join(_distinct([each.qconv_version for each in validations])),
         source=validations[0].source,
@@ -35,6 +35,7 @@ def merge(validations: Sequence[Validation]) -> Validation:
         artifacts=artifacts,
         status=worst(each.status for each in artifacts),
         command="\n".join(_distinct([each.command for each in validations])),
+        baselines=_distinct_artifacts([each for one in validations for each in one.baselines]),
     )
 
 
@@ -56,14 +57,13 @@ def _check(validations: Sequence[Validation]) -> None:
         )
 
 
-def _artifacts(validations: Sequence[Validation]) -> tuple[ArtifactResult, ...]:
+def _distinct_artifacts(results: Sequence[ArtifactResult]) -> tuple[ArtifactResult, ...]:
     found: dict[tuple[Any, ...], ArtifactResult] = {}
-    for validation in validations:
-        for artifact in validation.artifacts:
-            files = tuple(sorted(artifact.digests.items()))
-            key = (artifact.target, artifact.path, files)
-            found.pop(key, None)
-            found[key] = artifact
+    for artifact in results:
+        files = tuple(sorted(artifact.digests.items()))
+        key = (artifact.target, artifact.path, files)
+        found.pop(key, None)
+        found[key] = artifact
     return tuple(found.values())
 
 

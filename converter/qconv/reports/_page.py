@@ -119,6 +119,8 @@ def _overview(validation: Validation, names: Sequence[str]) -> Iterable[Child]:
         ),
     )
     yield from _source_words(validation.artifacts)
+    for each in validation.baselines:
+        yield quiet(_baseline_words(each))
 
 
 def _artifact_row(artifact: ArtifactResult, name: str, place: int) -> tuple[Child, ...]:
@@ -149,6 +151,15 @@ def _source_words(artifacts: Iterable[ArtifactResult]) -> Iterable[Markup]:
             f"The source's own perplexity on the same text is {told}. KL divergence in nats, mean "
             "over tokens; 0 is the source itself."
         )
+
+
+def _baseline_words(baseline: ArtifactResult) -> str:
+    """What the artifacts were to beat."""
+    kl = None if baseline.logits is None else baseline.logits.kl.mean
+    return (
+        f"Baseline, measured and not judged: {baseline.path} ({baseline.target}, "
+        f"{size(baseline.bytes)}), mean KL {figure(kl)}."
+    )
 
 
 def _pictures(validation: Validation, names: Sequence[str]) -> Iterable[Child]:
