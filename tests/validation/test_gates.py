@@ -151,7 +151,7 @@ def test_vram_is_what_was_measured_or_else_the_upper_end():
 
 
 def test_an_unknown_gate_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match=r"no gate 'klm'; choose from block, engine, error, kl"):
+    with pytest.raises(UsageError, match=r"no gate 'klm'; choose from agrees, beats, block"):
         check_names({"klm": 1.0})
 
 

@@ -1,7 +1,8 @@
 """Depth ``bytes``: every tensor accounted for, decoded by an independent reader, and compared.
 
 Peak memory: one tensor in float32, what its reader takes to decode it, and slabs of the source;
-for a tensor that a method rescaled, its source in float32, too.
+for a tensor that a method rescaled, its source in float32, too; for a norm, some rows of the weights
+of its block.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qconv.validation._limits import (
     sampled_rows,
     underflow,
 )
-from qconv.validation._rescaled_vectors import is_answered, may_be_answered
+from qconv.validation._rescaled_vectors import VALUES, Beside, near, unanswered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
 
@@ -78,8 +79,9 @@ def check_bytes(
             results.append(reading.checked(job, plan))
             done += there[plan.name].numel
             progress(plan.name, done, total)
-        rescaled = frozenset(each.name for each in results if each.rescaled and len(each.shape) > 1)
-        results = [reading.settled(each, jobs, rescaled) for each in results]
+        decoded = frozenset(each.name for each in results if each.relative_error is not None)
+        jobs = [each for each in jobs if each[1].name in decoded]
+        results = [reading.settled(each, jobs) for each in results]
     return BytesFound(tensors=tuple(results), faults=tuple(_unaccounted(match)))
 
 
@@ -152,28 +154,28 @@ class _Reading:
             return replace(described, faults=(f"it cannot be decoded: {error}",))
         return self._judged(job, plan, described, found)
 
-    def settled(
-        self,
-        result: TensorResult,
-        jobs: Sequence[tuple[Job, TensorPlan]],
-        rescaled: frozenset[str],
-    ) -> TensorResult:
-        """A changed vector is a wrong one unless a weight of its block was changed to match.
-
-        rescaled: weights whose channels were rescaled
-        """
+    def settled(self, result: TensorResult, jobs: Sequence[tuple[Job, TensorPlan]]) -> TensorResult:
+        """A changed vector is a wrong one unless weights of its block were changed to match."""
         if not result.rescaled or len(result.shape) > 1:
             return result
-        vector = next(each for each in jobs if each[1].name == result.name)
-        if is_answered(vector, jobs, self._both) or may_be_answered(
-            vector, jobs, self._both, rescaled
-        ):
+        job, plan = next(each for each in jobs if each[1].name == result.name)
+        found, source = self._found(job, plan)[0], self._expected(job, plan, 0, 1).float()[0]
+        precision = float_limit(self.match.reader.tensors[plan.name].dtype) or 0.0
+        weights = [self._beside(*each) for each in near((job, plan), jobs)]
+        why = unanswered(found, source, precision, weights)
+        if why is None:
             return result
-        fault = _far(result.relative_error, result.limit)
+        fault = f"{_far(result.relative_error, result.limit)}: {why}"
         return replace(result, rescaled=False, faults=(*result.faults, fault))
 
-    def _both(self, job: Job, plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._found(job, plan), self._expected(job, plan, 0, job.rows).float()
+    def _beside(self, job: Job, plan: TensorPlan, own: bool) -> Beside:  # noqa: FBT001 - as near gives it
+        every = 1 if own else max(1, job.rows // VALUES)
+        return Beside(
+            found=self._found(job, plan)[::every].clone(),
+            source=self._expected(job, plan, 0, job.rows)[::every].float(),
+            grid=self.match.grid(plan),
+            own=own,
+        )
 
     def _found(self, job: Job, plan: TensorPlan) -> torch.Tensor:
         return self.match.reader.read(plan.name).reshape(job.rows, job.columns)
