@@ -1,8 +1,8 @@
 """Depth ``bytes``: every tensor accounted for, decoded by an independent reader, and compared.
 
 Peak memory: one tensor in float32, what its reader takes to decode it, and slabs of the source;
-for a tensor that a method rescaled, its source in float32, too; for a norm, some rows of the weights
-of its block.
+for a tensor that a method rescaled, its source in float32, too; for a norm, some rows of those
+beside it.
 """
 
 from __future__ import annotations
