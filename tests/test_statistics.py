@@ -30,6 +30,8 @@ def test_they_are_what_their_names_say():
     torch.testing.assert_close(
         statistics.importance.double(), expected.diagonal(), rtol=1e-6, atol=0
     )
+    assert torch.equal(statistics.low, x.amin(0))
+    assert torch.equal(statistics.high, x.amax(0))
     assert torch.equal(statistics.abs_max, x.abs().amax(0))
     torch.testing.assert_close(statistics.abs_mean, x.abs().mean(0), rtol=1e-6, atol=0)
     assert statistics.tokens == 600

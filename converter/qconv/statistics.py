@@ -32,7 +32,7 @@ class Statistics:
     tokens: rows ``x`` seen
     square_sum: (in,) float64, sum of ``x^2``
     abs_sum: (in,) float64, sum of ``|x|``
-    abs_max: (in,) float32
+    low, high: (in,) float32, the least and the greatest value, zero included
     gram_sum: (in, in) float32, sum of ``x x^T``; None where only the diagonal was kept
     sample: (at most SAMPLE_ROWS, in) float32, rows chosen by ``priority``, lowest first
     priority: (sample rows,) int64, a hash of the row's place in the calibration set
@@ -41,7 +41,8 @@ class Statistics:
     tokens: int
     square_sum: torch.Tensor
     abs_sum: torch.Tensor
-    abs_max: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
     gram_sum: torch.Tensor | None
     sample: torch.Tensor
     priority: torch.Tensor
@@ -49,7 +50,12 @@ class Statistics:
     @property
     def features(self) -> int:
         """Columns of the input."""
-        return len(self.abs_max)
+        return len(self.high)
+
+    @property
+    def abs_max(self) -> torch.Tensor:
+        """The largest magnitude: (in,) float32."""
+        return (-self.low).maximum(self.high)
 
     @property
     def gram(self) -> torch.Tensor:
@@ -98,7 +104,8 @@ class Statistics:
             tokens=self.tokens + other.tokens,
             square_sum=self.square_sum + other.square_sum,
             abs_sum=self.abs_sum + other.abs_sum,
-            abs_max=torch.maximum(self.abs_max, other.abs_max),
+            low=torch.minimum(self.low, other.low),
+            high=torch.maximum(self.high, other.high),
             gram_sum=self.gram_sum + other.gram_sum if both else None,  # type: ignore[operator]
             sample=sample,
             priority=priority,
@@ -114,7 +121,8 @@ class Statistics:
             self,
             square_sum=self.square_sum / scales.double().square(),
             abs_sum=self.abs_sum / scales.double(),
-            abs_max=self.abs_max / scales,
+            low=self.low / scales,
+            high=self.high / scales,
             gram_sum=None if gram is None else gram / scales[:, None] / scales[None, :],
             sample=self.sample / scales,
         )
@@ -130,7 +138,7 @@ class Statistics:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by field name; a Gram matrix that is not there is left out."""
-        names = ("square_sum", "abs_sum", "abs_max", "gram_sum", "sample", "priority")
+        names = ("square_sum", "abs_sum", "low", "high", "gram_sum", "sample", "priority")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def same(self, other: Statistics) -> bool:
@@ -159,7 +167,8 @@ class StatisticsSum:
         self._tokens = 0
         self._square = torch.zeros(features, dtype=torch.float64, device=device)
         self._abs = torch.zeros(features, dtype=torch.float64, device=device)
-        self._max = torch.zeros(features, device=device)
+        self._low = torch.zeros(features, device=device)
+        self._high = torch.zeros(features, device=device)
         self._gram = torch.zeros(features, features, device=device) if gram else None
         self._sample = torch.zeros(0, features, device=device)
         self._priority = torch.zeros(0, dtype=torch.int64, device=device)
@@ -179,9 +188,10 @@ class StatisticsSum:
         # Rows added at once are few: float32 sums of them are good to the last bits, and a third
         # of the cost of float64 ones.
         self._square += x.square().sum(0)
-        magnitude = x.abs()
-        self._abs += magnitude.sum(0)
-        self._max = torch.maximum(self._max, magnitude.amax(0))
+        self._abs += x.abs().sum(0)
+        low, high = torch.aminmax(x, dim=0)
+        self._low = torch.minimum(self._low, low)
+        self._high = torch.maximum(self._high, high)
         if self._gram is not None:
             _add_upper(self._gram, x)
         number = torch.arange(place, place + len(x), dtype=torch.int64, device=x.device)
@@ -199,7 +209,8 @@ class StatisticsSum:
             tokens=self._tokens,
             square_sum=self._square,
             abs_sum=self._abs,
-            abs_max=self._max,
+            low=self._low,
+            high=self._high,
             gram_sum=self._gram,
             sample=self._sample,
             priority=self._priority,

@@ -22,7 +22,10 @@ _FORMATS = (
     ("int4_qdq", "4-bit weights in blocks (DequantizeLinear, in the ONNX standard)"),
     ("int8", "w8 for decoders, w8a8 for encoders: what is faster"),
     ("w8a8", "8-bit weights by channel, inputs rounded to 8 bits by token (MatMulIntegerToFloat)"),
-    ("int8_static", "as w8a8, but inputs on scales of calibration (QuantizeLinear)"),
+    (
+        "int8_static",
+        "as w8a8, but inputs on a scale and zero-point of calibration (QuantizeLinear)",
+    ),
 )
 
 _OPTIONS = (

@@ -6,8 +6,9 @@ integer: inputs rounded to 8 bits by token, then MatMulIntegerToFloat (com.micro
 product times the weight's scales, and then the token's. The input's codes are shifted to uint8 with
 zero-point 128, as onnxruntime's fast integer kernels want them; the values stay those of a
 symmetric grid.
-static: as integer, but on scales known beforehand: QuantizeLinear and DequantizeLinear around the
-input, each product with a pair of its own, or onnxruntime fuses one of those that share it only
+static: as integer, but on scales and zero-points known beforehand, which serve inputs of one sign,
+too: QuantizeLinear and DequantizeLinear around the input, each product with a pair of its own, or
+onnxruntime fuses one of those that share it only
 channel: DequantizeLinear by output channel before the MatMul
 conv: the same before a Conv
 rows: looked up in tables of 8-bit codes, each row on a scale of its own
@@ -194,12 +195,9 @@ class Rewriter:
         return [decoded, self._node("MatMul", [x, decoded.outputs[0]], out)]
 
     def _static(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
-        import onnx_ir as ir
-
-        codes, scale, step = stored.parts
-        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        rounded = self._node("QuantizeLinear", [x, step, middle], f"{out}_input_codes")
-        floats = self._node("DequantizeLinear", [rounded.outputs[0], step, middle], f"{out}_input")
+        codes, scale, *of_input = stored.parts
+        rounded = self._node("QuantizeLinear", [x, *of_input], f"{out}_input_codes")
+        floats = self._node("DequantizeLinear", [rounded.outputs[0], *of_input], f"{out}_input")
         decoded = self._node("DequantizeLinear", [codes, scale], f"{out}_weight", {"axis": 1})
         product = self._node("MatMul", [floats.outputs[0], decoded.outputs[0]], out)
         return [rounded, floats, decoded, product]

@@ -1,7 +1,8 @@
 """What a tensor becomes on disk: the initializers of the graph it is stored as.
 
 A quantized weight ``X`` becomes ``X_quantized``, ``X_scale`` and, unless its grid is symmetric,
-``X_zero_point``; a scale that its input is rounded on, known beforehand, is ``X_input_scale``.
+``X_zero_point``; what its input is rounded with, known beforehand, ``X_input_scale`` and
+``X_input_zero_point``.
 Where the graph has such a name already, a number follows it. A tensor left in float stays ``X``.
 Layouts: MatMulNBits has codes and parameters row by row,
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md; DequantizeLinear before
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ._options import Operator
 
 CODES, SCALE, ZERO_POINT = "_quantized", "_scale", "_zero_point"
-INPUT_SCALE = "_input_scale"
+INPUT_SCALE, INPUT_ZERO_POINT = "_input_scale", "_input_zero_point"
 
 #: Bits of one value, by ONNX's name of the type.
 _BITS = {
@@ -98,8 +99,11 @@ def quantized_parts(
         Part(suffix=CODES, type="INT8", shape=(columns, rows), by_rows=False),
         Part(suffix=SCALE, type="FLOAT", shape=(rows,), by_rows=True),
     ]
-    step = Part(suffix=INPUT_SCALE, type="FLOAT", shape=(), by_rows=False)
-    return (*parts, *([step] if operator == "static" else []))
+    of_input = [
+        Part(suffix=INPUT_SCALE, type="FLOAT", shape=(), by_rows=False),
+        Part(suffix=INPUT_ZERO_POINT, type="UINT8", shape=(), by_rows=False),
+    ]
+    return (*parts, *(of_input if operator == "static" else []))
 
 
 def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
@@ -119,7 +123,8 @@ def pack(operator: Operator, value: QuantTensor) -> list[np.ndarray[Any, Any]]:
     if operator in {"integer", "channel"}:
         return [_array(value.codes.T), scale[:, 0]]
     if operator == "static":
-        return [_array(value.codes.T), scale[:, 0], _array(value.activation_parameters["scale"])]
+        of_input = (value.activation_parameters[name] for name in ("scale", "zero_point"))
+        return [_array(value.codes.T), scale[:, 0], *map(_array, of_input)]
     zeros = [] if spec["symmetric"] else [_array(value.parameters["zero_point"])]
     codes = _array(value.codes)
     if operator == "blocked":

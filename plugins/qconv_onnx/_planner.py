@@ -224,12 +224,17 @@ def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTen
 
 
 def activation_of(operator: Operator) -> ActivationGrid | None:
-    """8 bits, symmetric: by token as it goes, or by tensor, stated beforehand."""
+    """8 bits: by token as it goes, symmetric; or by tensor, stated beforehand, with a zero-point.
+
+    Inputs after a GELU or a ReLU have nearly one sign, which wastes a bit of a symmetric grid.
+    """
     from qconv.grids import ActivationGrid
 
     if operator == "integer":
         return ActivationGrid()
-    return ActivationGrid(scope="tensor", dynamic=False) if operator == "static" else None
+    if operator != "static":
+        return None
+    return ActivationGrid(symmetric=False, scope="tensor", dynamic=False)
 
 
 def _float(scheme: Scheme, info: TensorInfo, reason: str) -> PlannedTensor:

@@ -256,7 +256,7 @@ class OnnxReader:
     def _infos(self) -> dict[str, TensorInfo]:
         parts = {p for w in self._weights.values() for p in (w.codes, w.scale, w.zero_point)}
         nodes = (node for node in self._model.graph.node if node.op_type == "QuantizeLinear")
-        parts |= {name for node in nodes for name in node.input[1:2]}  # scales of inputs
+        parts |= {name for node in nodes for name in node.input[1:]}  # what inputs are rounded with
         infos = [each.info for each in self._weights.values()]
         for name, tensor in self._stored.items():
             if name not in parts and external(tensor):

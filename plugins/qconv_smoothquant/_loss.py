@@ -63,10 +63,12 @@ class _Product:
         """s: (in,) float32."""
         import torch
 
-        x, abs_max = self.statistics.sample / s, self.statistics.abs_max / s
+        x, low, high = (
+            each / s for each in (self.statistics.sample, self.statistics.low, self.statistics.high)
+        )
         importance = self.statistics.importance / s.square()
         if self.activation is not None:
-            static = None if self.activation.dynamic else self.activation.fit_abs_max(abs_max)
+            static = None if self.activation.dynamic else self.activation.fit_range(low, high)
             x = self.activation.fake_quantize(x, static)
         codes, parameters = self.grid.quantize(self.weight * s, importance)
         error = x @ self.grid.decode(codes, parameters).t() - self.exact

@@ -332,7 +332,7 @@ def _add(metadata, tensors):
 
 def _shape(metadata, tensors):
     del metadata
-    tensors["0:abs_max"] = torch.zeros(7)
+    tensors["0:high"] = torch.zeros(7)
 
 
 def _token(metadata, tensors):
@@ -352,7 +352,7 @@ def _length(metadata, tensors):
 
 def _version(metadata, tensors):
     del tensors
-    metadata["version"] = 2
+    metadata["version"] = 1
 
 
 def _field(metadata, tensors):
@@ -370,11 +370,11 @@ def _origin(metadata, tensors):
     [
         (_drop, "stored tensor '0:gram' is not there"),
         (_add, "stored tensor 'odd' belongs to nothing"),
-        (_shape, "stored tensor '0:abs_max' is"),
+        (_shape, "stored tensor '0:high' is"),
         (_token, "a token id is not in the vocabulary"),
         (_other_token, "the windows are not those of its digest"),
         (_length, "lengths and windows do not belong together"),
-        (_version, "metadata, version: Input should be 1"),
+        (_version, "metadata, version: Input should be 2"),
         (_field, "metadata, extra: Extra inputs"),
         (_origin, "stored tensor 'lengths' is"),
     ],
@@ -385,7 +385,7 @@ def test_files_that_contradict_themselves_are_refused(full, tmp_path, change, me
         load_calibration(path)
 
 
-@pytest.mark.parametrize("part", ["square_sum", "abs_max", "gram"])
+@pytest.mark.parametrize("part", ["square_sum", "low", "high", "gram"])
 def test_statistics_that_are_not_finite_are_refused_when_read(full, tmp_path, part):
     def change(metadata, tensors):
         del metadata

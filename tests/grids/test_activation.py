@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qconv.errors import Unsupported, UnsupportedGrid, UsageError
+from qconv.errors import UnsupportedGrid, UsageError
 from qconv.grids import ActivationGrid
 
 TOKEN = ActivationGrid()
@@ -104,11 +104,11 @@ def test_each_token_is_on_its_own_and_a_tensor_is_not():
 
 def test_static_parameters_come_from_calibration():
     x = rows()
-    parameters = STATIC.fit_abs_max(x.abs().amax(0))
+    parameters = STATIC.fit_range(x.amin(0), x.amax(0))
     assert parameters.keys() == STATIC.layout().keys() == {"scale"}
     assert parameters["scale"].shape == STATIC.layout()["scale"][0]
     assert torch.equal(parameters["scale"], STATIC.fit(x)["scale"])
-    assert TOKEN.fit_abs_max(x.abs().amax(0)) == TOKEN.layout() == {}
+    assert TOKEN.fit_range(x.amin(0), x.amax(0)) == TOKEN.layout() == {}
 
 
 def test_extreme_inputs_keep_scales_positive_and_finite():
@@ -134,13 +134,20 @@ def test_values_that_are_not_finite_are_refused(value):
     with pytest.raises(UnsupportedGrid, match="int8_token: the input has values that are not fin"):
         TOKEN.fit(x)
     with pytest.raises(UnsupportedGrid, match="repeat the calibration without"):
-        STATIC.fit_abs_max(x.abs().amax(0))
+        STATIC.fit_range(x.amin(0), x.amax(0))
 
 
-def test_a_static_zero_point_needs_more_than_magnitudes():
-    grid = ActivationGrid(symmetric=False, scope="tensor", dynamic=False)
-    with pytest.raises(Unsupported, match="calibration keeps magnitudes, not both ends"):
-        grid.fit_abs_max(torch.ones(4))
+@pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
+def test_a_static_zero_point_serves_values_of_one_sign(shift):
+    grid, x = ActivationGrid(symmetric=False, scope="tensor", dynamic=False), rows() + shift
+    parameters = grid.fit_range(x.amin(0), x.amax(0))
+    assert {name: tuple(value.shape) for name, value in parameters.items()} == {
+        name: shape for name, (shape, _) in grid.layout().items()
+    }
+    assert all(torch.equal(value, grid.fit(x)[name]) for name, value in parameters.items())
+    assert torch.equal(grid.decode(parameters["zero_point"][None], parameters), torch.zeros(1, 1))
+    reach = max(float(x.max()), 0) - min(float(x.min()), 0)
+    assert float((grid.fake_quantize(x, parameters) - x).abs().max()) <= 1.01 * reach / 255 / 2
 
 
 @pytest.mark.parametrize(
@@ -205,7 +212,7 @@ def test_float_codes_are_never_nan(grid):
 
 def test_static_floats_come_from_calibration():
     grid, x = FLOATS[2], rows()
-    parameters = grid.fit_abs_max(x.abs().amax(0))
+    parameters = grid.fit_range(x.amin(0), x.amax(0))
     assert parameters["scale"].shape == grid.layout()["scale"][0] == (1,)
     assert torch.equal(parameters["scale"], grid.fit(x)["scale"])
 
@@ -219,7 +226,7 @@ def test_a_group_is_a_token_of_its_own(kind):
     assert parameters["scale"].shape == (5, 3)
     alone = torch.cat([token.fake_quantize(part) for part in x.split(8, dim=1)], dim=1)
     assert torch.equal(grid.fake_quantize(x), alone)
-    assert grid.fit_abs_max(x.abs().amax(0)) == grid.layout() == {}
+    assert grid.fit_range(x.amin(0), x.amax(0)) == grid.layout() == {}
 
 
 def test_groups_must_divide_the_input():

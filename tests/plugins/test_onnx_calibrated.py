@@ -110,11 +110,12 @@ def test_a_chain_computes_other_codes_than_plain_rounding(model, settings, tmp_p
 def test_static_inputs_are_rounded_on_the_scales_of_calibration(model, settings, encoded, tmp_path):
     target = "onnx:int8_static,sensitive=none,accuracy_level=1"
     (artifact,) = _convert(model, target, tmp_path, "smoothquant", calibration=settings)
-    torch_model, grid = decoded(model, artifact), ActivationGrid(scope="tensor", dynamic=False)
+    torch_model = decoded(model, artifact)
+    grid = ActivationGrid(symmetric=False, scope="tensor", dynamic=False)
     for name, value in encoded["static"].items():
         module = torch_model.get_submodule(name.removesuffix(".weight"))
         static = dict(value.activation_parameters)
-        assert list(static) == ["scale"]
+        assert list(static) == ["scale", "zero_point"]
         module.register_forward_pre_hook(
             lambda _, args, static=static: grid.fake_quantize(args[0].flatten(0, 1), static).view(
                 args[0].shape

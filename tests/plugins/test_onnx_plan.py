@@ -77,7 +77,7 @@ def test_scales_are_stored_in_what_the_graph_computes_in(backend, model):
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [("w8a8", "int8_token"), ("int8_static", "int8_tensor_static")]
+    ("target", "name"), [("w8a8", "int8_token"), ("int8_static", "uint8_tensor_static")]
 )
 def test_integer_formats_say_how_inputs_are_rounded(backend, model, target, name):
     plans = _plan(backend, model, target).tensors

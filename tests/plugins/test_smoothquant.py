@@ -47,7 +47,7 @@ def product_error(given, scales) -> float:
         known = each.statistics
         static = None
         if not each.activation.dynamic:
-            static = each.activation.fit_abs_max(known.abs_max / columns)
+            static = each.activation.fit_range(known.low / columns, known.high / columns)
         x = each.activation.fake_quantize(known.sample / columns, static)
         codes = each.grid.quantize(each.weight * columns, known.importance / columns.square())
         error = x @ each.grid.decode(*codes).t() - known.sample @ each.weight.t()

@@ -272,7 +272,7 @@ def test_the_grid_of_the_input_stays_with_every_part():
 
 
 def test_a_dynamic_grid_of_the_input_stores_nothing():
-    tensor = quantized().with_activation(TOKEN, TOKEN.fit_abs_max(torch.ones(32)))
+    tensor = quantized().with_activation(TOKEN, TOKEN.fit_range(-torch.ones(32), torch.ones(32)))
     assert (tensor.activation, tensor.activation_parameters) == (TOKEN, {})
     assert tensor.with_activation(None, {}).same(quantized())
 

@@ -1,9 +1,9 @@
 """The calibration file: windows and statistics as plain safetensors, read one input at a time.
 
 ``windows`` holds the tokens of all windows one after the other, ``lengths`` how many each has.
-The statistics of input ``i`` are ``i:square_sum``, ``i:abs_sum``, ``i:abs_max``, ``i:sample``,
-``i:priority``, and, of the symmetric Gram sum, the rows of its upper triangle, ``i:gram``. The
-metadata entry ``qconv.calibration`` is JSON, a :class:`CalibrationMetadata`.
+The statistics of input ``i`` are ``i:square_sum``, ``i:abs_sum``, ``i:low``, ``i:high``,
+``i:sample``, ``i:priority``, and, of the symmetric Gram sum, the rows of its upper triangle,
+``i:gram``. The metadata entry ``qconv.calibration`` is JSON, a :class:`CalibrationMetadata`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CalibrationMetadata(BaseModel):
 
     model_config = _STRICT
 
-    version: Literal[1] = Field(description="Version of this form.")
+    version: Literal[2] = Field(description="Version of this form.")
     model: ModelEntry
     digest: _Sha256 = Field(description="Of the token ids of all windows.")
     first_token: _Count = Field(description="Tokens before these windows in a larger set.")
@@ -216,7 +216,9 @@ class CalibrationFile:
                 raise _damaged(self.path, f"statistics can no longer be read: {error}") from error
         for part, value in parts.items():
             sound = bool(torch.isfinite(value).all())
-            if not sound or (part in _POSITIVE and bool((value < 0).any())):
+            if part in _SIGNS:
+                sound = sound and bool((value * _SIGNS[part] >= 0).all())
+            if not sound:
                 raise _damaged(self.path, f"{part} of {entry.linears[0]!r} is not sound")
         upper = parts.pop("gram", None)
         gram = None if upper is None else _mirrored(upper, entry.features)
@@ -227,11 +229,13 @@ class CalibrationFile:
 _PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "square_sum": (("features",), "F64"),
     "abs_sum": (("features",), "F64"),
-    "abs_max": (("features",), "F32"),
+    "low": (("features",), "F32"),
+    "high": (("features",), "F32"),
     "sample": (("sample", "features"), "F32"),
     "priority": (("sample",), "I64"),
 }
-_POSITIVE = {"square_sum", "abs_sum", "abs_max", "priority"}
+#: Parts that have one sign, zero aside.
+_SIGNS = {"square_sum": 1, "abs_sum": 1, "low": -1, "high": 1, "priority": 1}
 
 
 def _layout(
@@ -293,7 +297,7 @@ def save_calibration(
         entries = [_write_input(writer, index, each) for index, each in enumerate(inputs)]
         check_tokens([_seen(entry) for entry in entries], least)
         metadata = CalibrationMetadata(
-            version=1,
+            version=2,
             model=_model_entry(model),
             digest=windows.digest,
             first_token=windows.first_token,

@@ -37,5 +37,6 @@ def with_activation(
             "calibration saw that input; give --calibration, e.g. --calibration builtin, or "
             "choose a format with dynamic activations"
         )
-    largest = torch.stack([each.abs_max for each in seen]).amax(0)
-    return tensor.with_activation(grid, grid.fit_abs_max(largest.to(tensor.device)))
+    low = torch.stack([each.low for each in seen]).amin(0).to(tensor.device)
+    high = torch.stack([each.high for each in seen]).amax(0).to(tensor.device)
+    return tensor.with_activation(grid, grid.fit_range(low, high))

@@ -184,6 +184,6 @@ def _divided(
             old = new.get(name)
             if old is not None:
                 if id(old) not in divided:
-                    divided[id(old)] = old.divided(spread.to(old.abs_max.device))
+                    divided[id(old)] = old.divided(spread.to(old.high.device))
                 new[name] = divided[id(old)]
     return new

@@ -130,7 +130,7 @@ def _take(
 
 def _error(weight: torch.Tensor, activation: ActivationGrid, statistics: Statistics) -> float:
     known = statistics.to(weight.device)
-    static = None if activation.dynamic else activation.fit_abs_max(known.abs_max)
+    static = None if activation.dynamic else activation.fit_range(known.low, known.high)
     exact = known.sample @ weight.t()
     rounded = activation.fake_quantize(known.sample, static) @ weight.t()
     size = float(exact.norm())

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from qconv.errors import Unsupported, UnsupportedGrid, UsageError
+from qconv.errors import UnsupportedGrid, UsageError
 from qconv.grids import _e4m3
 from qconv.grids._checks import check_choice, from_options
 
@@ -115,24 +115,17 @@ class ActivationGrid:
             low, high = low.amin(0), high.amax(0)  # (1,) both
         return self._of_range(low, high)
 
-    def fit_abs_max(self, abs_max: torch.Tensor) -> Parameters:
+    def fit_range(self, low: torch.Tensor, high: torch.Tensor) -> Parameters:
         """The static parameters that calibration states: nothing when dynamic.
 
-        abs_max: (in,) float32, largest magnitude per column, as statistics have it
+        low, high: (in,) float32, least and greatest value per column, as statistics have them
 
         Raises:
-            UnsupportedGrid: a magnitude is not finite.
-            Unsupported: an asymmetric grid needs both ends of the range, not magnitudes.
+            UnsupportedGrid: an end is not finite.
         """
         if self.dynamic:
             return {}
-        if not self.symmetric:
-            raise Unsupported(
-                f"activation grid {self.name}: calibration keeps magnitudes, not both ends of the "
-                "range that a zero-point needs; use a symmetric or a dynamic activation grid"
-            )
-        high = abs_max.amax().view(1)
-        return self._of_range(-high, high)
+        return self._of_range(low.amin().view(1), high.amax().view(1))
 
     def round(self, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """The codes of ``x``, ties to even: (rows, in) int8 or uint8.

@@ -163,7 +163,7 @@ class QuantTensor:
     ) -> QuantTensor:
         """The same weight for an input that the runtime quantizes as ``activation`` says.
 
-        parameters: ``activation.fit_abs_max`` of the input
+        parameters: ``activation.fit_range`` of the input
 
         Raises:
             UnsupportedGrid: the parameters are not what ``activation`` lays out.
@@ -215,14 +215,14 @@ def _check_activation(tensor: QuantTensor) -> None:
     if found.keys() != layout.keys():
         raise UnsupportedGrid(
             f"activation grid {name} has parameters {sorted(layout)}, got {sorted(found)}; "
-            "pass what activation.fit_abs_max returns"
+            "pass what activation.fit_range returns"
         )
     for part, (shape, dtype) in layout.items():
         value = found[part]
         if tuple(value.shape) != shape or str(value.dtype) != f"torch.{dtype}":
             raise UnsupportedGrid(
                 f"activation grid {name}: {part} is {_describe(value)}, but must be {shape} "
-                f"{dtype}; pass what activation.fit_abs_max returns"
+                f"{dtype}; pass what activation.fit_range returns"
             )
         if value.device != tensor.codes.device:
             raise UnsupportedGrid(
