@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 from qconv.plugin import Dropped
 
+from ._experts import separate_experts
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -52,7 +54,8 @@ def build_skeleton(info: ModelInfo, dtype: str) -> Skeleton:
 
     Raises:
         BrokenPlugin: transformers is not installed.
-        Unsupported: transformers does not know the architecture, or names tensors otherwise.
+        Unsupported: transformers does not know the architecture, or names tensors otherwise, or
+            its experts cannot be taken apart.
         UnreadableInput: the config is malformed.
     """
     config = _config(info)
@@ -64,10 +67,11 @@ def build_skeleton(info: ModelInfo, dtype: str) -> Skeleton:
             f"{info.name}: transformers cannot build the model of config.json: {error}; "
             "check it, or get it anew"
         ) from error
-    module.eval()
     _leave_out_pooler(info, module)
+    apart = separate_experts(info, module)
+    module.eval()
     buffers = _refuse_stored_buffers(info, module)
-    sources, tied = _sources(info, module)
+    sources, tied = _sources(info, module, apart)
     fakes = _to_fake(module)
     return Skeleton(
         module=module,
@@ -241,15 +245,19 @@ def _refuse_stored_buffers(info: ModelInfo, module: nn.Module) -> tuple[str, ...
     return tuple(buffers)
 
 
-def _sources(info: ModelInfo, module: nn.Module) -> tuple[dict[str, str], tuple[Dropped, ...]]:
+def _sources(
+    info: ModelInfo, module: nn.Module, apart: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[Dropped, ...]]:
     """The checkpoint's name of every parameter; of tied ones, which of them are not needed.
+
+    apart: the names that are known already
 
     Raises:
         Unsupported: the checkpoint has no tensor of a parameter's name, or of another shape.
     """
     tied: dict[int, list[tuple[str, str]]] = {}
     sources: dict[str, str] = {}
-    renamed = _renamed(info, module)
+    renamed = {**_renamed(info, module), **apart}
     for name, value in module.named_parameters(remove_duplicate=False):
         found = _found(info, module, name) or renamed.get(name)
         same = tied.setdefault(id(value), [])
@@ -337,8 +345,10 @@ def _to_fake(module: nn.Module) -> Any:  # noqa: ANN401
     """Replace all parameters by fake tensors, ties kept; gives the mode they belong to."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    # Experts take as many tokens as are sent to them, of which there is no number without values.
+    fakes = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     known: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     with fakes:
         for each in module.modules():

@@ -52,6 +52,24 @@ def save_bert(folder: Path, kind: str = "BertModel", **changes: Any) -> Path:
     )
 
 
+#: A mixture of experts, by what its classes are called after.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "GptOss": {"num_local_experts": 3, "head_dim": 16},
+    "Mixtral": {"num_local_experts": 3},
+    "Qwen3Moe": {"num_experts": 3, "moe_intermediate_size": 32, "head_dim": 16},
+}
+
+
+def save_mixture(folder: Path, kind: str, **changes: Any) -> Path:
+    """A mixture of three experts, two to a token, in one block."""
+    import transformers
+
+    given = {**LLAMA, **MIXTURES[kind], "tie_word_embeddings": False, "num_hidden_layers": 1}
+    given |= {"num_experts_per_tok": 2}
+    config = getattr(transformers, f"{kind}Config")(**{**given, **changes})
+    return _save(getattr(transformers, f"{kind}ForCausalLM"), config, folder)
+
+
 def _save(kind: Any, config: Any, folder: Path) -> Path:
     torch.manual_seed(0)
     model = kind(config)
