@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import BrokenPlugin, Unsupported
 
+from ._attention import shorten_attention
 from ._failures import summary
+from ._idle import remove_idle
 from ._norms import divide_by_roots
 from ._places import Lookup, Product, arrangement_of, find_places
 from ._signature import ALL, NEW, PAST, signature_of
@@ -78,6 +80,8 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
         signature = signature_of(skeleton, kv_cache=kv_cache)
         model = _export(info, signature)
     divide_by_roots(model)
+    remove_idle(model.graph)
+    shorten_attention(model)
     used = _name_weights(model, skeleton)
     _name_axes(model, signature)
     return Exported(
