@@ -23,7 +23,7 @@ def test_what_fits_ends_with_zero(qconv_cli, smollm2_wide):
 
 def test_what_does_not_fit_ends_with_five_and_tells_what_would(qconv_cli, smollm2_wide):
     ran = qconv_cli(
-        "fit", str(smollm2_wide), "--vram", "1900MiB", "--to", "gguf:q4_k_m", "--batch", "4"
+        "fit", str(smollm2_wide), "--vram", "2000MiB", "--to", "gguf:q4_k_m", "--batch", "4"
     )
     assert ran.code == 5
     assert ran.out.splitlines()[-4:] == [

@@ -42,11 +42,15 @@ class VramResult:
     reason: str | None = None
     assumptions: tuple[str, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        """The error follows from the range and what was measured, whatever was given for it."""
+        outside = None
+        if self.measured is not None:
+            outside = min(0, self.measured - self.low) + max(0, self.measured - self.high)
+        object.__setattr__(self, "error", outside)
+
     def beside(
         self, measured: int, *, device: str, by: str, figures: Mapping[str, int]
     ) -> VramResult:
         """The prediction beside what was measured of the same run, in bytes."""
-        outside = min(0, measured - self.low) + max(0, measured - self.high)
-        return replace(
-            self, measured=measured, error=outside, device=device, by=by, figures=dict(figures)
-        )
+        return replace(self, measured=measured, device=device, by=by, figures=dict(figures))
