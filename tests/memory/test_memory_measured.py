@@ -18,9 +18,10 @@ from qconv._sources import open_source
 from qconv.checkpoint import DecodedCheckpoint
 from qconv.errors import BrokenPlugin, NotEnoughResources, UnreadableInput, Unsupported, UsageError
 from qconv.memory import Measurement, measure
+from qconv.memory._driver import device_peak, nvml_process, nvml_used
 from qconv.memory._measure import device_memory
 from qconv.memory._packed import _decoded, packed_linears
-from qconv.memory._peaks import device_peak, nvml_used, resident_peak
+from qconv.memory._peaks import resident_peak
 from qconv.model import open_model
 
 MIB = 2**20
@@ -164,7 +165,21 @@ def test_an_engine_on_a_device_is_measured_by_the_driver(
     made = measure(small_gguf, context=16, device="cuda:0")
     assert made.result.measured == 600 * MIB
     assert made.by.startswith("the driver, while llama.cpp")
+    assert any("difference of the whole device" in each for each in made.result.assumptions)
     assert made.result.parts["device_context"] > 0
+
+
+def test_an_engine_whose_process_the_driver_lists_is_measured_alone(
+    small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    monkeypatch.setattr("qconv.model.resolve_device", torch.device)
+    listed = 'case "$2" in *apps*) echo "7, 5000"; echo "$PPID, 450" ;; *) echo 9000 ;; esac'
+    driver(tmp_path, listed, monkeypatch)
+    made = measure(small_gguf, context=16, device="cuda:0")
+    assert made.result.measured == 450 * MIB
+    assert made.by.startswith("the driver, of its process, while llama.cpp")
+    assert not any("whole device" in each for each in made.result.assumptions)
 
 
 def test_an_engine_that_does_not_use_the_device_is_told_of(
@@ -231,6 +246,30 @@ def test_the_driver_is_asked_for_what_is_in_use(
     driver(tmp_path, '[ "$1" = --id=1 ] && echo 1234', monkeypatch)
     assert nvml_used(1) == 1234 * MIB
     assert nvml_used(0) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [("", "1"), ("3,5", "5"), ("0", "1"), ("GPU-a, GPU-b", "GPU-b"), ("MIG-a,MIG-b", "MIG-b")],
+)
+def test_the_driver_is_asked_for_the_device_that_cuda_sees(
+    visible: str, asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    driver(tmp_path, f'[ "$1" = --id={asked} ] && echo 7', monkeypatch)
+    assert nvml_used(1) == 7 * MIB
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["exit 6", "echo '[Insufficient Permissions]'", "echo '[N/A]'", "true", "echo '12, [N/A]'"],
+)
+def test_what_the_driver_does_not_say_is_not_known(
+    said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    driver(tmp_path, said, monkeypatch)
+    assert nvml_used(0) is None
+    assert nvml_process(0, 12) is None
 
 
 def test_a_system_that_does_not_tell_its_memory_must_be_told(

@@ -32,6 +32,12 @@ _STEP = 512
 #: Of the weights on the device, if any are: a driver counts by pages, and others come and go.
 _SOME = 0.5
 
+#: What is told of a figure that is not of one process.
+_WHOLE_DEVICE = (
+    "measured as a difference of the whole device, whose driver does not list processes here: what "
+    "others took or gave back meanwhile is in it"
+)
+
 #: What is freed goes back to the system, so that resident memory is memory in use (glibc).
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "262144",
@@ -161,6 +167,8 @@ def _in_engine(subject: Subject, device: str, context: int, batch: int) -> Measu
             f"on {device}: this build of {runtime} computes on the CPU; install one with CUDA, or "
             "measure with --device cpu"
         )
+    elif found["whole_device"]:
+        result = replace(result, assumptions=(*result.assumptions, _WHOLE_DEVICE))
     return _measurement(result, found, device)
 
 

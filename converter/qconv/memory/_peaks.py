@@ -1,15 +1,12 @@
-"""Peaks of memory while something runs: of this process, or of a device."""
+"""Peaks of memory of this process while something runs."""
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
-
-from qconv.errors import NotEnoughResources
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -17,12 +14,7 @@ if TYPE_CHECKING:
 #: Seconds between two looks: short beside what reading or multiplying a weight takes.
 _INTERVAL = 0.002
 
-#: The driver's tool takes about so long itself.
-_DEVICE_INTERVAL = 0.05
-
 _STATUS = Path("/proc/self/status")
-
-_MIB = 1 << 20
 
 
 def resident(*, mapped: bool) -> int:
@@ -90,36 +82,3 @@ class Peak:
 def resident_peak(*, mapped: bool) -> Peak:
     """Of this process' memory. mapped: pages of files count, as for engines that map weights."""
     return Peak(lambda: resident(mapped=mapped), _INTERVAL)
-
-
-def device_peak(index: int) -> Peak:
-    """Of an NVIDIA device, by whomever: for engines whose allocations nobody else sees.
-
-    Raises:
-        NotEnoughResources: its driver does not say.
-    """
-    if nvml_used(index) is None:
-        raise NotEnoughResources(
-            f"device {index}: nvidia-smi does not say what is in use on it; install the driver's "
-            "tools, or measure on the CPU"
-        )
-    return Peak(lambda: nvml_used(index) or 0, _DEVICE_INTERVAL)
-
-
-def nvml_used(index: int) -> int | None:
-    """Bytes in use on an NVIDIA device, by whomever, as its driver says; None where it does not.
-
-    Also what CUDA contexts and other processes take, which no allocator knows.
-    """
-    command = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.used"]
-    try:
-        said = subprocess.run(  # noqa: S603 - a fixed command
-            [*command, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
-        return int(said.stdout.split()[0]) * _MIB
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
-        return None

@@ -63,7 +63,7 @@ def _on_cpu(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _on_cuda(asked: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
-    from qconv.memory._peaks import nvml_used
+    from qconv.memory._driver import nvml_used
 
     device = torch.device(asked["device"])
     index = device.index or 0
@@ -171,14 +171,21 @@ def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
     asked; what CUDA needs itself counts there, as it does in the prediction.
     """
     from qconv._host import load_plugins
-    from qconv.memory._peaks import device_peak, resident_peak
+    from qconv.memory._driver import device_peak
+    from qconv.memory._peaks import resident_peak
 
     host = load_plugins()
     path, vocab = Path(asked["path"]), asked["vocab"]
     if asked["device"] != "cpu":
         with device_peak(int(asked["device"].partition(":")[2] or 0)) as device:
             by = _logits(host, path, asked["context"], vocab, asked["device"])
-        return {"measured": device.nbytes, "by": f"the driver, while {by} ran", "parts": {}}
+        told = "the driver" if device.whole_device else "the driver, of its process"
+        return {
+            "measured": device.nbytes,
+            "by": f"{told}, while {by} ran",
+            "whole_device": device.whole_device,
+            "parts": {},
+        }
     _logits(host, path, min(_FEW, asked["context"]), vocab)
     with resident_peak(mapped=True) as peak:
         by = _logits(host, path, asked["context"], vocab)
