@@ -130,3 +130,12 @@ def test_hostile_names_stay_text_in_xml():
     root = ET.fromstring(junit(validation(made, source=HOSTILE)))
     assert "<script>" in (root[0].get("name") or "")
     assert "\\x00" in (root[0].get("name") or "")
+
+
+def test_a_warning_is_a_test_case_that_passes_and_says_so():
+    odd = tensor("blk.0.attn_q.weight", warnings=("hold little",))
+    text = junit(validation(artifact(tensors=(odd,), warnings=("one too many",))))
+    (case, *_) = ET.fromstring(text).iter("testcase")
+    assert case.get("name") == "bytes"
+    assert case.find("failure") is None
+    assert case.findtext("system-out") == "one too many; blk.0.attn_q.weight: hold little"

@@ -75,6 +75,15 @@ def hostile() -> Any:
     )
 
 
+def test_warnings_are_told_after_what_does_not_hold():
+    odd = tensor("blk.9.attn_q.weight", 0.001, warnings=("hold little",))
+    made = artifact(status="warn", tensors=(tensor("a", 0.5), odd), warnings=("one too many",))
+    text = Parsed(page(validation(made, status="warn"))).text
+    assert "passes with warnings: one too many; blk.9.attn_q.weight: hold little" in text
+    assert "Warnings one too many" in text
+    assert worst_tensors(made, 1) == (1,)
+
+
 def test_what_was_to_be_beaten_is_told_and_not_judged():
     beats = gate("warn", 1.03, name="beats", limit=1.0, why="0.98 times the KL divergence of rtn")
     made = validation(

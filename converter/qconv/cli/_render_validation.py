@@ -48,6 +48,7 @@ def _render_artifact(artifact: ArtifactResult, source: str, *, every_tensor: boo
     for tensor in _faulty(artifact.tensors):
         for fault in tensor.faults:
             write_line(f"  fault: tensor {tensor.name!r} ({tensor.grid}): {fault}")
+    _render_warnings(artifact)
     _render_gates(artifact.gates)
     if artifact.logits is not None:
         _render_logits(artifact.logits, "")
@@ -57,6 +58,14 @@ def _render_artifact(artifact: ArtifactResult, source: str, *, every_tensor: boo
         _render_vram(artifact.vram)
     _render_blocks(artifact)
     _render_tensors(artifact, every_tensor=every_tensor)
+
+
+def _render_warnings(artifact: ArtifactResult) -> None:
+    for warning in artifact.warnings:
+        write_line(f"  warning: {warning}")
+    for tensor in artifact.tensors:
+        for warning in tensor.warnings:
+            write_line(f"  warning: tensor {tensor.name!r} ({tensor.grid}): {warning}")
 
 
 def _faulty(tensors: Iterable[TensorResult]) -> list[TensorResult]:

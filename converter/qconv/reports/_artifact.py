@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from qconv._words import format_seconds
@@ -40,7 +40,7 @@ _WORST_HEADINGS = (
     ">relative error",
     ">limit",
     ">cosine",
-    "faults",
+    "faults and warnings",
 )
 _HEATMAP = (
     "Relative error |decoded - source| / |source| by block; experts of a block share a cell, which "
@@ -54,7 +54,8 @@ def artifact_section(artifact: ArtifactResult, name: str, anchor: str) -> Markup
         "section",
         element("h2", name, " ", status(artifact.status)),
         quiet(_introduction(artifact)),
-        _faults(artifact),
+        _sentences("Faults", artifact.faults),
+        _sentences("Warnings", artifact.warnings),
         _gates(artifact),
         _divergence(artifact),
         _tensors(artifact, name),
@@ -73,13 +74,13 @@ def _introduction(artifact: ArtifactResult) -> str:
     )
 
 
-def _faults(artifact: ArtifactResult) -> Child:
-    if not artifact.faults:
+def _sentences(heading: str, told: Sequence[str]) -> Child:
+    if not told:
         return None
     return element(
         "div",
-        element("h3", "Faults"),
-        element("ul", (element("li", fault) for fault in artifact.faults)),
+        element("h3", heading),
+        element("ul", (element("li", each) for each in told)),
     )
 
 
@@ -179,7 +180,9 @@ def _tensors(artifact: ArtifactResult, name: str) -> Iterable[Child]:
     worst = [artifact.tensors[place] for place in worst_tensors(artifact, _WORST)]
     if worst:
         yield element("h4", "The worst tensors")
-        yield quiet("Faulty ones first, then those nearest to what their grid allows.")
+        yield quiet(
+            "Faulty ones first, then odd ones, then those nearest to what their grids allow."
+        )
         yield table(
             _WORST_HEADINGS,
             (_tensor(tensor) for tensor in worst),
@@ -213,7 +216,7 @@ def _tensor(tensor: TensorResult) -> tuple[Child, ...]:
         figure(tensor.relative_error),
         "none" if tensor.limit is None else figure(tensor.limit),
         UNMEASURED if tensor.cosine is None else f"{tensor.cosine:.6f}",
-        "; ".join(tensor.faults),
+        "; ".join((*tensor.faults, *tensor.warnings)),
     )
 
 

@@ -102,18 +102,21 @@ def _with_path(name: str, artifact: ArtifactResult) -> str:
 
 
 def worst_tensors(artifact: ArtifactResult, count: int) -> tuple[int, ...]:
-    """Places of the tensors to look at first: faulty ones, then by error over limit, then error."""
+    """Places of the tensors to look at first.
 
-    def badness(place: int) -> tuple[bool, float, float]:
+    Faulty ones, those with warnings, then by error over limit, then error.
+    """
+
+    def badness(place: int) -> tuple[bool, bool, float, float]:
         tensor = artifact.tensors[place]
         error = _comparable(tensor.relative_error)
         over = error / tensor.limit if tensor.limit else 0.0
-        return bool(tensor.faults), over, error
+        return bool(tensor.faults), bool(tensor.warnings), over, error
 
     places = [
         place
         for place, tensor in enumerate(artifact.tensors)
-        if tensor.faults or _comparable(tensor.relative_error) > 0
+        if tensor.faults or tensor.warnings or _comparable(tensor.relative_error) > 0
     ]
     return tuple(sorted(places, key=badness, reverse=True)[:count])
 

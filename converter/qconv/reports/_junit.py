@@ -6,7 +6,7 @@ says so in its output. Form: https://github.com/testmoapp/junitxml
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ._figures import gate_words, labels
@@ -15,7 +15,7 @@ from ._markup import Markup, element
 if TYPE_CHECKING:
     from qconv.validation import ArtifactResult, GateResult, Validation
 
-#: Faults named in a message; report.json has all.
+#: Faults, or warnings, named in a message; report.json has all.
 _FAULTS = 20
 
 
@@ -76,15 +76,25 @@ def _cases(artifact: ArtifactResult, name: str) -> Iterable[_Case]:
         *artifact.faults,
         *(f"{each.name}: {fault}" for each in artifact.tensors for fault in each.faults),
     ]
+    warnings = [
+        *artifact.warnings,
+        *(f"{each.name}: {warning}" for each in artifact.tensors for warning in each.warnings),
+    ]
     if faults:
-        more = f"; and {len(faults) - _FAULTS} more" if len(faults) > _FAULTS else ""
-        yield _Case(name, "bytes", "failure", "; ".join(faults[:_FAULTS]) + more)
+        yield _Case(name, "bytes", "failure", _listed(faults))
+    elif warnings:
+        yield _Case(name, "bytes", "system-out", _listed(warnings))
     elif artifact.tensors:
         yield _Case(name, "bytes")
     else:
         yield _Case(name, "bytes", "skipped", "no tensor was compared")
     for gate in artifact.gates:
         yield _gate(gate, name)
+
+
+def _listed(told: Sequence[str]) -> str:
+    more = f"; and {len(told) - _FAULTS} more" if len(told) > _FAULTS else ""
+    return "; ".join(told[:_FAULTS]) + more
 
 
 def _gate(gate: GateResult, suite: str) -> _Case:

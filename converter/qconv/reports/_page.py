@@ -82,7 +82,7 @@ def _reasons(validation: Validation, names: Sequence[str]) -> Iterable[Markup]:
 
 
 def _told(artifact: ArtifactResult) -> Iterable[str]:
-    """Faults, and gates that do not hold, as many as fit a sentence."""
+    """Faults, gates that do not hold, and warnings, as many as fit a sentence."""
     told = [
         *artifact.faults,
         *(f"{tensor.name}: {fault}" for tensor in artifact.tensors for fault in tensor.faults),
@@ -93,6 +93,8 @@ def _told(artifact: ArtifactResult) -> Iterable[str]:
             if gate.status == wanted
         ),
         *(f"{each.engine}: {each.reason}" for each in artifact.runtimes if each.reason),
+        *artifact.warnings,
+        *(f"{each.name}: {warning}" for each in artifact.tensors for warning in each.warnings),
     ]
     yield from told[:_TOLD]
     if len(told) > _TOLD:

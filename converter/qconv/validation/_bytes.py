@@ -16,7 +16,8 @@ from qconv.conversion._ahead import torch_threads
 from qconv.conversion._work import Rows
 from qconv.errors import QconvError
 from qconv.planning import matrix_shape
-from qconv.validation._comparison import Comparison, compare
+from qconv.validation._comparison import Comparison, compare, no_better_than_zeros
+from qconv.validation._exact import not_planned
 from qconv.validation._likeness import ROWS, whose_values
 from qconv.validation._limits import (
     BEYOND_ROUNDING,
@@ -52,10 +53,14 @@ _LISTED = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BytesFound:
-    """What the bytes of an artifact gave. faults: of the artifact; tensors have their own."""
+    """What the bytes of an artifact gave.
+
+    faults, warnings: of the artifact; tensors have their own
+    """
 
     tensors: tuple[TensorResult, ...]
     faults: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def check_bytes(
@@ -82,11 +87,15 @@ def check_bytes(
         decoded = frozenset(each.name for each in results if each.relative_error is not None)
         jobs = [each for each in jobs if each[1].name in decoded]
         results = [reading.settled(each, jobs) for each in results]
-    return BytesFound(tensors=tuple(results), faults=tuple(_unaccounted(match)))
+    faults, warnings = _unaccounted(match)
+    return BytesFound(tensors=tuple(results), faults=faults, warnings=warnings)
 
 
-def _unaccounted(match: Match) -> list[str]:
-    """Tensors that are missing, and such as nothing of the source explains."""
+def _unaccounted(match: Match) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tensors that are missing, and such as nothing of the source explains: faults and warnings.
+
+    What is there beside all that should be is odd; where something is missing, it may be that.
+    """
     there = match.reader.tensors
     planned = {plan.name: plan for plan in match.plans}
     missing = [
@@ -94,13 +103,14 @@ def _unaccounted(match: Match) -> list[str]:
         for name, plan in planned.items()
         if name not in there
     ]
-    extra = [f"{name!r}" for name in there if name not in planned]
-    faults = []
-    if missing:
-        faults.append(f"{len(missing)} tensors are missing: {_listed(missing)}")
+    extra = [name for name in there if name not in planned]
+    if not missing:
+        return (), (not_planned(extra),) if extra else ()
+    faults = [f"{len(missing)} tensors are missing: {_listed(missing)}"]
     if extra:
-        faults.append(f"{len(extra)} tensors are none of the source's: {_listed(extra)}")
-    return faults
+        named = _listed([f"{name!r}" for name in extra])
+        faults.append(f"{len(extra)} tensors are none of the source's: {named}")
+    return tuple(faults), ()
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -194,20 +204,15 @@ class _Reading:
         judge = _Judge(limit=limit or 0.0, rounding=rounding, columns=self._columns(job, plan))
         comparison = judge.compared(found, expected)
         if rounding is None and judge.limit >= 1:  # all of it is below float16's smallest value
-            comparison = replace(comparison, faults=())
+            told = (no_better_than_zeros(1.0),)
+            comparison = replace(comparison, faults=(), warnings=told)
         changed = math.isfinite(comparison.relative_error) and (
             bool(comparison.faults) or comparison.relative_error > judge.limit
         )
         if changed:
             again = self._rescaled(job, plan, found, judge)
             if again is not None:
-                return replace(
-                    described,
-                    relative_error=again.relative_error,
-                    cosine=again.cosine,
-                    limit=judge.limit,
-                    rescaled=True,
-                )
+                return replace(described, rescaled=True, **again)
         faults = list(comparison.faults)
         if comparison.relative_error > judge.limit:
             far = _far(comparison.relative_error, judge.limit)
@@ -219,20 +224,34 @@ class _Reading:
             cosine=comparison.cosine,
             limit=judge.limit,
             faults=tuple(faults),
+            warnings=comparison.warnings,
         )
 
     def _rescaled(
         self, job: Job, plan: TensorPlan, found: torch.Tensor, judge: _Judge
-    ) -> Comparison | None:
-        """The comparison with the source's channels rescaled; None where that explains nothing."""
+    ) -> dict[str, Any] | None:
+        """What a comparison with the source's channels rescaled gives; None: explains nothing."""
         source = self._expected(job, plan, 0, job.rows).float()
         if job.rows == 1:
-            return compare(found, lambda a, b: source[a:b], judge.columns)
+            again = compare(found, lambda a, b: source[a:b], judge.columns)
+            return _figures(again, judge.limit)
         near = rescaled(source, found)
         if near is None:
             return None
+        judge = self._of_rescaled(plan, near, judge)
         again = judge.compared(found, lambda a, b: near[a:b])
-        return None if again.faults or again.relative_error > judge.limit else again
+        if again.faults or again.relative_error > judge.limit:
+            return None
+        return _figures(again, judge.limit)
+
+    def _of_rescaled(self, plan: TensorPlan, near: torch.Tensor, judge: _Judge) -> _Judge:
+        """What it may be like: rescaled values may lie on their grid less well than they did."""
+        grid = self.match.grid(plan)
+        if grid is None or judge.rounding is None:
+            return judge
+        sample = near[sampled_rows(near.shape[0], near.shape[1], grid)]
+        rounding = max(judge.rounding, rounding_error(grid, sample))
+        return replace(judge, limit=min(1.0, rounding * BEYOND_ROUNDING), rounding=rounding)
 
     def _expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
         return expected_rows(self.source, job, plan, start, stop)
@@ -272,6 +291,15 @@ class _Judge:
         self, found: torch.Tensor, expected: Callable[[int, int], torch.Tensor]
     ) -> Comparison:
         return compare(found, expected, self.columns, rounding=self.rounding)
+
+
+def _figures(found: Comparison, limit: float) -> dict[str, Any]:
+    return {
+        "relative_error": found.relative_error,
+        "cosine": found.cosine,
+        "limit": limit,
+        "warnings": found.warnings,
+    }
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -36,8 +36,15 @@ _ELSE = 4.0
 #: A type that loses as much as this of a tensor holds nothing of it.
 _HOLDS = 0.99
 
-#: Of a block that holds next to nothing beside others, no error is told.
-_TINY = 1e-3
+#: Of a block that holds next to nothing beside others, no error is told; of one that holds little,
+#: zeros are no fault: whoever minds the inputs may give it up.
+_TINY, _LITTLE = 1e-3, 0.1
+
+#: A block whose values differ by less than this share of its error says nothing of zero-points.
+_FLAT = 0.3
+
+#: A tensor this far off, relative to its size, is no better than zeros would be.
+USELESS = 0.99
 
 #: Errors that all have the same sign make this share of their root mean square; so far beyond what
 #: chance does in blocks of 16 and more. An error of a whole step is 3.5 times that of rounding to
@@ -54,11 +61,13 @@ class Comparison:
 
     relative_error, cosine: as in :class:`qconv.validation.TensorResult`; NaN where not finite
     faults: in words, without the tensor's name
+    warnings: what is odd, but may be a method's choice
     """
 
     relative_error: float
     cosine: float
     faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,13 @@ class _Blocks:
     source: torch.Tensor
     found: torch.Tensor
     bias: torch.Tensor
+    total: torch.Tensor
     columns: int
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """How much the source's values differ within a block: sum of squares about their mean."""
+        return (self.source - self.total.square() / self.columns).clamp_min(0)
 
 
 def compare(
@@ -81,7 +96,7 @@ def compare(
 ) -> Comparison:
     """Compare a decoded tensor with its source, in slabs of rows.
 
-    Peak memory beside ``found``: four sums per block, and some slabs.
+    Peak memory beside ``found``: five sums per block, and some slabs.
 
     found: (rows, columns of the tensor) float32
     expected: rows ``start:stop`` of the source
@@ -105,8 +120,12 @@ def compare(
         return Comparison(relative_error=math.nan, cosine=math.nan, faults=(_not_finite(found),))
     relative = _ratio(error, source)
     cosine = dot / math.sqrt(source * size) if source and size else float(source == size)
-    faults = tuple(_judged(blocks, rounding, found.numel()))
-    return Comparison(relative_error=relative, cosine=cosine, faults=faults)
+    return Comparison(
+        relative_error=relative,
+        cosine=cosine,
+        faults=tuple(_judged(blocks, rounding, found.numel())),
+        warnings=tuple(_odd(blocks, rounding, relative)),
+    )
 
 
 def slabs(rows: int, columns: int) -> Iterator[tuple[int, int]]:
@@ -131,23 +150,24 @@ def _summed(found: torch.Tensor, expected: torch.Tensor, columns: int) -> _Block
     whole = found.shape[1] // columns * columns
     ones = torch.ones(columns)  # a product is twice as fast as a sum over a short dimension
     sums = []
-    for value in (error * error, expected * expected, found * found, error):
+    for value in (error * error, expected * expected, found * found, error, expected):
         by_block = (value[:, :whole].reshape(-1, columns) @ ones).view(len(value), -1)
         if whole < value.shape[1]:
             by_block = torch.cat([by_block, value[:, whole:].sum(-1, keepdim=True)], dim=1)
         sums.append(by_block)
-    error_sum, source_sum, found_sum, bias = sums
-    return _Blocks(error_sum, source_sum, found_sum, bias, columns)
+    return _blocks(sums, columns)
 
 
 def _joined(parts: list[_Blocks]) -> _Blocks:
     import torch
 
-    error, source, found, bias = (
-        torch.cat([getattr(part, name) for part in parts])
-        for name in ("error", "source", "found", "bias")
-    )
-    return _Blocks(error, source, found, bias, parts[0].columns)
+    every = [(part.error, part.source, part.found, part.bias, part.total) for part in parts]
+    return _blocks([torch.cat(each) for each in zip(*every, strict=True)], parts[0].columns)
+
+
+def _blocks(sums: list[torch.Tensor], columns: int) -> _Blocks:
+    error, source, found, bias, total = sums
+    return _Blocks(error, source, found, bias, total, columns)
 
 
 def _not_finite(found: torch.Tensor) -> str:
@@ -168,12 +188,13 @@ def _judged(blocks: _Blocks, rounding: float | None, numel: int) -> Iterator[str
     mean = blocks.source.mean(dtype=torch.float64)
     counts = blocks.source > _TINY * mean
     error = torch.sqrt(blocks.error / blocks.source.clamp_min(1e-30))
-    empty = counts & (blocks.found == 0)
+    empty = blocks.found == 0
     matters = blocks.error > _MATTERS * mean
     scaled = matters & ~empty & _scaled(blocks)
     other = matters & (error > _ELSE)
     if rounding is None or rounding < _HOLDS:  # beyond, the type has no value but zero for it
-        yield from _told(blocks, empty, "decode to zeros only (a scale of zero?)")
+        given_up = empty & (blocks.source > _LITTLE * mean)
+        yield from _told(blocks, given_up, "decode to zeros only (a scale of zero?)")
     yield from _told(blocks, scaled, "are the source's times a factor (a wrong scale?)")
     yield from _told(blocks, other & ~scaled, "hold something else than the source")
     if rounding is None:
@@ -186,8 +207,30 @@ def _judged(blocks: _Blocks, rounding: float | None, numel: int) -> Iterator[str
         yield "all its errors point one way (all zero-points off?)"
     elif blocks.columns >= _SHIFT_COLUMNS:
         one_way = blocks.bias.abs() > _ONE_WAY * torch.sqrt(blocks.columns * blocks.error)
-        shifted = counts & one_way & (error > _SHIFT * rounding) & ~scaled & ~empty
+        shifted = counts & one_way & (error > _SHIFT * rounding) & ~scaled & ~empty & ~_flat(blocks)
         yield from _told(blocks, shifted, "are shifted as a whole (a zero-point off?)")
+
+
+def _odd(blocks: _Blocks, rounding: float | None, relative: float) -> Iterator[str]:
+    """What a method may rightly do, and should be looked at."""
+    if rounding is None:
+        return
+    if relative > USELESS:
+        yield no_better_than_zeros(relative)
+        return
+    mean = blocks.source.mean(dtype=blocks.source.dtype)
+    little = (blocks.source > _TINY * mean) & (blocks.source <= _LITTLE * mean)
+    yield from _told(blocks, little & (blocks.found == 0), "hold little, and decode to zeros only")
+
+
+def no_better_than_zeros(relative_error: float) -> str:
+    """Of a tensor that is lost, whether a conversion or a validation finds it."""
+    return f"what rounding left of it is no better than zeros (relative error {relative_error:.3g})"
+
+
+def _flat(blocks: _Blocks) -> torch.Tensor:
+    """Blocks of nearly equal values: their errors point one way, whatever the zero-point."""
+    return blocks.spread < _FLAT**2 * blocks.error
 
 
 def _scaled(blocks: _Blocks) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.conversion import kinds_of
 from qconv.planning import matrix_shape
+from qconv.validation._comparison import USELESS, no_better_than_zeros
 from qconv.validation._stored import cost
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ _BUDGET, _SHARE = 64_000_000, 1 / 32
 
 #: Values of a tensor that is decoded whole, at most: its reader may take 16 bytes for each.
 _WHOLE = 1 << 26
-
-#: A tensor this far off, relative to its size, is no better than zeros would be.
-_USELESS = 0.99
 
 
 @dataclass(slots=True)
@@ -92,9 +90,12 @@ def _account(plans: Sequence[TensorPlan], reader: ArtifactReader, look: Look) ->
     extra = sorted(name for name in there if name not in names)
     look.exact = not look.faults and not extra
     if extra:
-        look.warnings.append(
-            f"{len(extra)} tensors are in the artifact that were not planned, {extra[0]!r} first"
-        )
+        look.warnings.append(not_planned(extra))
+
+
+def not_planned(names: Sequence[str]) -> str:
+    """Of tensors that are in an artifact beside all that should be."""
+    return f"{len(names)} tensors are in the artifact that were not planned, {names[0]!r} first"
 
 
 def _affordable(
@@ -128,11 +129,8 @@ def _compare(plan: TensorPlan, reader: ArtifactReader, kept: KeptRows, look: Loo
     elif not bool(_same(found, expected).all()):
         look.exact = False
         fault, warning = _differing(found, expected, numbers)
-    elif (kept.relative_error or 0.0) > _USELESS:
-        warning = (
-            f"what rounding left of it is no better than zeros (relative error "
-            f"{kept.relative_error:.3g} in {len(numbers)} rows)"
-        )
+    elif (kept.relative_error or 0.0) > USELESS:
+        warning = f"{no_better_than_zeros(kept.relative_error or 0.0)} in {len(numbers)} rows"
     look.decoded += 1
     look.values += expected.numel()
     if fault:

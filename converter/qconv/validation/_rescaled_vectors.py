@@ -75,19 +75,25 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class _Off:
-    """How far each channel is from what the vector says: logarithm, and its standard error.
+    """How far each channel is from what the vector says.
 
-    Both (channels,) float64; NaN where rounding left nothing to tell.
+    off: logarithm of the factor; NaN where rounding left nothing to tell
+    error: its standard error
+    clipped: what rounding to nearest does to the channel, as a logarithm: searches that mind the
+        inputs clip other values than it does
+    All (channels,) float64.
     """
 
     off: torch.Tensor
     error: torch.Tensor
+    clipped: torch.Tensor
 
     def wrong(self, precision: float) -> torch.Tensor:
         """Channels further off than chance, (channels,) bool."""
         told = self.off[~self.off.isnan()]
         shrunk = float(told.median().clamp(-_SHRUNK, _SHRUNK)) if len(told) else 0.0
-        return (self.off - shrunk).abs() > _ERRORS * self.error + _FLOOR + precision
+        allowed = _ERRORS * self.error + self.clipped + _FLOOR + precision
+        return (self.off - shrunk).abs() > allowed
 
     def spread(self) -> float:
         """How far channels are off, in standard errors: root mean square of all but a few."""
@@ -149,8 +155,11 @@ def _answers(ratio: torch.Tensor, weights: Sequence[Beside]) -> _Off | None:
     said = [each for each, spread in zip(every, spreads, strict=True) if spread <= _LIKE * nearest]
     weigh = torch.stack([each.error.square().reciprocal().nan_to_num(0.0) for each in said])
     total = weigh.sum(0)  # of a channel that none tells, 0: it stays without a figure
-    mean = (weigh * torch.stack([each.off.nan_to_num(0.0) for each in said])).sum(0) / total
-    return _Off(mean, total.rsqrt())
+    off, clipped = (
+        (weigh * torch.stack([each.nan_to_num(0.0) for each in values])).sum(0) / total
+        for values in ([each.off for each in said], [each.clipped for each in said])
+    )
+    return _Off(off, total.rsqrt(), clipped)
 
 
 def _off(weight: Beside, ratio: torch.Tensor) -> _Off:
@@ -176,6 +185,7 @@ def _off(weight: Beside, ratio: torch.Tensor) -> _Off:
     return _Off(
         torch.where(tells, (mine / theirs).log(), nothing),
         torch.where(tells, error.clamp_min(1e-9), nothing),
+        torch.where(tells, theirs.log().abs(), nothing),
     )
 
 

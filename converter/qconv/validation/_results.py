@@ -31,6 +31,7 @@ class TensorResult:
     limit: what ``relative_error`` may be on this grid; None where it has no limit
     rescaled: it is the source's with channels rescaled, as AWQ and SmoothQuant do, and compared so
     faults: what is wrong with it, in words; empty when nothing is
+    warnings: what is odd, and may be the method's choice
     """
 
     name: str
@@ -42,6 +43,7 @@ class TensorResult:
     limit: float | None = None
     rescaled: bool = False
     faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +174,8 @@ class ArtifactResult:
     grid_class: the class whose default gates hold: ``4-bit``
     bits_per_weight: over all values of the artifact
     digests: sha256 by file, relative to the artifact
-    faults: of the artifact as a whole: tensors too many or too few, tokenizer, files
+    faults: of the artifact as a whole: tensors that are missing, tokenizer, files
+    warnings: of the artifact as a whole, what is odd and may be right
     """
 
     target: str
@@ -190,6 +193,7 @@ class ArtifactResult:
     gates: tuple[GateResult, ...] = ()
     baseline: BaselineResult | None = None
     faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     status: Status
     samples: tuple[TextSample, ...] = ()
 
@@ -231,6 +235,11 @@ def worst(statuses: Iterable[Status]) -> Status:
 def has_faults(result: ArtifactResult) -> bool:
     """Whether anything is wrong with an artifact or one of its tensors, whatever its figures."""
     return bool(result.faults) or any(each.faults for each in result.tensors)
+
+
+def has_warnings(result: ArtifactResult) -> bool:
+    """Whether an artifact or one of its tensors should be looked at, whatever its figures."""
+    return bool(result.warnings) or any(each.warnings for each in result.tensors)
 
 
 def to_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON has

@@ -24,8 +24,10 @@ from qconv.validation._results import (
     ArtifactResult,
     GateResult,
     RuntimeResult,
+    Status,
     Validation,
     has_faults,
+    has_warnings,
     worst,
 )
 from qconv.validation._runtime import Engine
@@ -211,6 +213,7 @@ class _Validating:
             runtimes=runtimes,
             vram=vram,
             faults=tuple(faults),
+            warnings=found.warnings,
             status="unmeasured",
         )
         reasons = {**self._not_run(runtimes), "vram": unknown}
@@ -236,11 +239,13 @@ class _Validating:
             reasons=reasons or {},
             predicts=predicts,
         )
-        statuses = [each.status for each in gates]
+        statuses: list[Status] = [each.status for each in gates]
         if self.request.depth == "runtime":
             statuses += ["unmeasured" for each in result.runtimes if each.reason is not None]
         if self.request.measure and (result.vram is None or result.vram.reason is not None):
             statuses.append("unmeasured")
+        if has_warnings(result):
+            statuses.append("warn")
         return replace(
             result, gates=gates, status="fail" if has_faults(result) else worst(statuses)
         )
