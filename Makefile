@@ -17,7 +17,7 @@ ONNX_PEERS ?=
 # for `make consumers`: --vllm PYTHON --gptqmodel PYTHON, of environments that have these runtimes
 CONSUMERS ?=
 
-.PHONY: help demo test coverage lint bench bench-quality consumers gpu-check schemas clean
+.PHONY: help demo test coverage lint bench bench-gates bench-quality consumers gpu-check schemas clean
 
 help:
 	@echo "make demo     convert a real model to gguf:q4_k_m and gguf:q8_0 and let llama.cpp speak"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make bench    speed, memory and error against llama.cpp, onnxruntime and others, as ratios"
 	@echo "make bench-quality  KL divergence, CPU seconds and memory of every method, beside its peers"
+	@echo "make bench-gates  how far sound artifacts stay below the default limits of qconv validate"
 	@echo "make consumers  every safetensors format in every runtime: perplexity against the decoded weights"
 	@echo "make gpu-check  on a machine with CUDA: the GPU path gives the CPU's bytes"
 	@echo "make schemas  write schemas/ anew"
@@ -67,6 +68,9 @@ bench: $(READY) $(MODEL)
 bench-quality: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/quality.py run --wide $(MODELS)/smollm2-135m-wide \
 		--narrow $(MODELS)/smollm2-135m --out out/quality $(PEERS)
+
+bench-gates: $(READY) $(MODEL)
+	$(BIN)/python tests/bench/gates.py --model $(MODELS)/smollm2-135m-wide --out out/gates
 
 consumers: $(READY) $(MODEL)
 	$(BIN)/python tests/consumers/matrix.py --model $(MODELS)/smollm2-135m-wide \

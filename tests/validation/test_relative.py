@@ -62,7 +62,7 @@ def gate(result, name: str):
 @pytest.fixture(scope="module")
 def better(source, made, baseline):
     """A validation of GPTQ on enough text beside plain rounding."""
-    gptq = made(TARGET, qconv.Calibration(windows=64, window_length=64))
+    gptq = made(TARGET, qconv.Calibration(windows=16, window_length=128))
     return qconv.validate(gptq, source, baseline=baseline, **FEW)
 
 
@@ -196,7 +196,7 @@ def test_scales_of_another_dtype_round_a_few_values_otherwise(source, made):
 
 
 def test_two_methods_on_one_grid_need_not_agree_unless_asked_to(source, made, tmp_path):
-    text = qconv.Calibration(windows=64, window_length=64)
+    text = qconv.Calibration(windows=16, window_length=128)
     assert beside(made(TARGET), made(TARGET, text), source) is None
     found = beside(made(TARGET), made(TARGET, text), source, agrees=0.5)
     assert found.status == "fail"

@@ -44,7 +44,6 @@ def made(source, tmp_path_factory) -> Callable[[str, str], Path]:
         ("safetensors:int4,group_size=64", "awq"),
         ("safetensors:int4,group_size=64", "awq,gptq"),
         ("safetensors:int8", "smoothquant"),
-        ("safetensors:fp8", "smoothquant"),
         ("gguf:q4_k_m", "awq"),
         ("gguf:q2_k", "awq"),
     ],
