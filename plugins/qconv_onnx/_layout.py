@@ -118,12 +118,16 @@ def _graph(
     places = find_places(model)
     for tensor, _ in placed:
         if tensor.name in parts:
-            rewriter.replace(_stored(scheme, tensor, parts[tensor.name]), places[tensor.name])
+            half = known[tensor.name].dtype == ir.DataType.FLOAT16
+            quantized = _stored(scheme, tensor, parts[tensor.name], half=half)
+            rewriter.replace(quantized, places[tensor.name])
     graph: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return graph
 
 
-def _stored(scheme: Scheme, tensor: PlannedTensor, parts: Sequence[onnx_ir.Value]) -> Stored:
+def _stored(
+    scheme: Scheme, tensor: PlannedTensor, parts: Sequence[onnx_ir.Value], *, half: bool
+) -> Stored:
     if tensor.operator is None or tensor.grid is None:
         raise ValueError(f"{tensor.name!r} is not quantized")
     rows, columns = tensor.shape
@@ -135,6 +139,7 @@ def _stored(scheme: Scheme, tensor: PlannedTensor, parts: Sequence[onnx_ir.Value
         block=tensor.grid.columns(columns),
         accuracy_level=scheme.accuracy_level,
         parts=parts,
+        half=half,
     )
 
 

@@ -12,11 +12,12 @@ onnxruntime fuses one of those that share it only
 channel: DequantizeLinear by output channel before the MatMul
 conv: the same before a Conv
 rows: looked up in tables of 8-bit codes, each row on a scale of its own
+In a graph of float16, integer and static multiply in float32; all else is in the graph's type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class Stored:
     block: columns per scale
     accuracy_level: of MatMulNBits
     parts: its initializers, in the order of ``quantized_parts``
+    half: the graph has the weight in float16
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stored:
     block: int
     accuracy_level: int
     parts: Sequence[ir.Value]
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Rewriter:
     names: Names
     _constants: dict[str, ir.Value] = field(default_factory=dict)
     _inputs: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    _floats: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def replace(self, stored: Stored, places: Sequence[Place]) -> None:
         """Compute with the parts of a weight instead of the weight."""
@@ -88,6 +92,8 @@ class Rewriter:
         new.name = old.name
         if old in self._inputs:
             self._inputs[new] = self._inputs.pop(old)
+        if old in self._floats:
+            self._floats[new] = self._floats.pop(old)
 
     def _nodes(self, stored: Stored, place: Place, out: str) -> list[ir.Node]:
         """What takes the place, its last node giving the result."""
@@ -103,10 +109,32 @@ class Rewriter:
             "static": self._static,
             "channel": self._channel,
         }
+        product = out if place.bias is None else f"{out}_without_bias"
+        if stored.half and stored.operator in {"integer", "static"}:
+            nodes = self._in_float(multiply[stored.operator], stored, place.x, product)
+        else:
+            nodes = multiply[stored.operator](stored, place.x, product)
         if place.bias is None:
-            return multiply[stored.operator](stored, place.x, out)
-        nodes = multiply[stored.operator](stored, place.x, f"{out}_without_bias")
+            return nodes
         return [*nodes, self._node("Add", [nodes[-1].outputs[0], place.bias], out)]
+
+    def _in_float(
+        self,
+        multiply: Callable[[Stored, ir.Value, str], list[ir.Node]],
+        stored: Stored,
+        x: ir.Value,
+        out: str,
+    ) -> list[ir.Node]:
+        """A product in float32 in a graph of float16: its input comes, and its result goes, so."""
+        import onnx_ir as ir
+
+        if x not in self._floats:  # siblings share it
+            cast = self._node("Cast", [x], f"{x.name}_float", {"to": ir.DataType.FLOAT.value})
+            self._insert_after(x, [cast])
+            self._floats[x] = cast.outputs[0]
+        nodes = multiply(stored, self._floats[x], f"{out}_float")
+        half = {"to": ir.DataType.FLOAT16.value}
+        return [*nodes, self._node("Cast", [nodes[-1].outputs[0]], out, half)]
 
     def _convolution(self, stored: Stored, old: ir.Node, out: str) -> list[ir.Node]:
         codes, scale = stored.parts
@@ -178,7 +206,7 @@ class Rewriter:
         import onnx_ir as ir
 
         codes, scale = stored.parts
-        to_float = {"to": ir.DataType.FLOAT.value}
+        to_float = {"to": (ir.DataType.FLOAT16 if stored.half else ir.DataType.FLOAT).value}
         taken = self._node("Gather", [codes, x], f"{out}_codes", {"axis": 0})
         floats = self._node("Cast", [taken.outputs[0]], f"{out}_floats", to_float)
         scales = self._node("Gather", [scale, x], f"{out}_scale", {"axis": 0})

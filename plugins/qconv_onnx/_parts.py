@@ -77,12 +77,12 @@ def quantized_parts(
     """
     grid.check_shape(shape)
     rows, columns = shape
-    groups = columns // grid.columns(columns)
+    groups, scales = columns // grid.columns(columns), TYPES[grid.scale_dtype]
     if operator == "nbits":
         size = grid.columns(columns) * grid.bits // 8
         parts = [
             Part(suffix=CODES, type="UINT8", shape=(rows, groups, size), by_rows=True),
-            Part(suffix=SCALE, type="FLOAT", shape=(rows, groups), by_rows=True),
+            Part(suffix=SCALE, type=scales, shape=(rows, groups), by_rows=True),
         ]
         packed = (groups * grid.bits + 7) // 8
         zero = Part(suffix=ZERO_POINT, type="UINT8", shape=(rows, packed), by_rows=True)
@@ -91,13 +91,13 @@ def quantized_parts(
         kind = "INT4" if grid.symmetric else "UINT4"
         parts = [
             Part(suffix=CODES, type=kind, shape=(columns, rows), by_rows=False),
-            Part(suffix=SCALE, type="FLOAT", shape=(groups, rows), by_rows=False),
+            Part(suffix=SCALE, type=scales, shape=(groups, rows), by_rows=False),
         ]
         zero = Part(suffix=ZERO_POINT, type=kind, shape=(groups, rows), by_rows=False)
         return (*parts, *([] if grid.symmetric else [zero]))
     parts = [
         Part(suffix=CODES, type="INT8", shape=(columns, rows), by_rows=False),
-        Part(suffix=SCALE, type="FLOAT", shape=(rows,), by_rows=True),
+        Part(suffix=SCALE, type=scales, shape=(rows,), by_rows=True),
     ]
     of_input = [
         Part(suffix=INPUT_SCALE, type="FLOAT", shape=(), by_rows=False),

@@ -5,14 +5,15 @@ Whatever its graph multiplies by is quantized; all else stays as it is, byte for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qconv.errors import Unsupported, UsageError
 from qconv.plugin import TensorPlans
 
-from ._parts import CODES, SCALE, Part, quantized_parts
+from ._parts import CODES, SCALE, TYPES, Part, quantized_parts
 from ._planner import PlannedTensor, activation_of, parts_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ _TYPES = {
     "BOOL": "BOOL",
 }
 
+#: Torch's name of the type of scales, by the checkpoint's of the weight's: the graph goes on in
+#: the type that it is in.
+_SCALES: Mapping[str, Literal["float16", "float32"]] = {"F32": "float32", "F16": "float16"}
+
+#: Operators that multiply in float32, whatever the graph is in.
+_IN_FLOAT = frozenset({"integer", "static"})
+
+#: The opset from which on DequantizeLinear gives float16.
+_HALF_SINCE = 19
+
 #: The opset that an operator came with, or with what is asked of it.
 _SINCE: dict[Operator, int] = {
     "blocked": 21,
@@ -49,6 +60,9 @@ _SINCE: dict[Operator, int] = {
     "integer": 10,
     "static": 13,
 }
+
+#: Operators that DequantizeLinear decodes weights for in the graph's type.
+_DECODED = frozenset({"blocked", "channel", "conv"})
 
 #: Bits that a head has at least.
 _LEAST_OF_HEAD = 8
@@ -160,7 +174,7 @@ def _kept_for(graph: SourceGraph, info: TensorInfo) -> str:
     """Why a tensor cannot be quantized, whatever uses it; empty where it can."""
     if info.name in graph.defaults:
         return "an input, too, which callers may give other values"
-    return "" if info.dtype == "F32" else f"{info.dtype}: only float32 is quantized"
+    return "" if info.dtype in _SCALES else f"{info.dtype}: only float32 and float16 are quantized"
 
 
 def _factor(scheme: Scheme, operator: Operator, graph: SourceGraph, info: TensorInfo) -> _Treatment:
@@ -235,10 +249,10 @@ def _quantized(
     operator, shape = chosen.operator, _shape(graph, info)
     # With zero-points of 4 bits, lookups and products would want them packed otherwise.
     shared = info.name in graph.lookups and chosen.bits == 4
-    grid = _grid(scheme, operator, bits=chosen.bits, symmetric=shared)
-    wanted = _grid(scheme, scheme.operator or operator, bits=scheme.bits)
+    grid = _grid(scheme, operator, info, bits=chosen.bits, symmetric=shared)
+    wanted = _grid(scheme, scheme.operator or operator, info, bits=scheme.bits)
     if operator in {"conv", "rows"}:
-        parts = _row_parts(operator, info.shape)
+        parts = _row_parts(operator, info.shape, TYPES[grid.scale_dtype])
     else:
         parts = quantized_parts(operator, shape, grid)
     arrangement = "flat" if operator == "conv" else graph.products.get(info.name, "rows")
@@ -258,8 +272,13 @@ def _quantized(
     )
 
 
-def _grid(scheme: Scheme, operator: Operator, *, bits: int, symmetric: bool = False) -> UniformGrid:
-    """The grid of an operator. symmetric: in blocks, too, whatever the scheme says of these."""
+def _grid(
+    scheme: Scheme, operator: Operator, info: TensorInfo, *, bits: int, symmetric: bool = False
+) -> UniformGrid:
+    """The grid of an operator for a weight.
+
+    symmetric: in blocks, too, whatever the scheme says of these
+    """
     from qconv.grids import UniformGrid
 
     in_blocks = operator in {"nbits", "blocked"}
@@ -269,17 +288,20 @@ def _grid(scheme: Scheme, operator: Operator, *, bits: int, symmetric: bool = Fa
         or not in_blocks
         or (scheme.symmetric and scheme.group_size is not None),
         group_size=(scheme.group_size or _BLOCK) if in_blocks else "channel",
-        scale_dtype="float32",
+        scale_dtype="float32" if operator in _IN_FLOAT else _SCALES[info.dtype],
         search=scheme.search,
     )
 
 
-def _row_parts(operator: Operator, sizes: tuple[int, ...]) -> tuple[Part, ...]:
-    """Codes as the weight lies in the source; a Conv has its scales in one dimension."""
+def _row_parts(operator: Operator, sizes: tuple[int, ...], kind: str) -> tuple[Part, ...]:
+    """Codes as the weight lies in the source; a Conv has its scales in one dimension.
+
+    kind: ONNX's name of the type of scales
+    """
     scales = sizes[:1] if operator == "conv" else (sizes[0], 1)
     return (
         Part(suffix=CODES, type="INT8", shape=sizes, by_rows=True),
-        Part(suffix=SCALE, type="FLOAT", shape=scales, by_rows=True),
+        Part(suffix=SCALE, type=kind, shape=scales, by_rows=True),
     )
 
 
@@ -307,8 +329,8 @@ def _refuse_nothing(request: PlanRequest, tensors: list[PlannedTensor], graph: S
         )
     raise Unsupported(
         f"{request.model.name}: no MatMul, Gemm or Conv of the graph multiplies by a float32 "
-        f"initializer that nothing else uses, among {len(tensors)} of them, so there is "
-        "nothing to quantize; export the model in float32, with its weights as initializers"
+        f"or float16 initializer that nothing else uses, among {len(tensors)} of them, so there is "
+        "nothing to quantize; export the model in one of them, with its weights as initializers"
     )
 
 
@@ -320,6 +342,8 @@ def _check_opset(request: PlanRequest, tensors: list[PlannedTensor], opset: int)
     """
     for each in tensors:
         since = _SINCE.get(each.operator or "nbits", 1)
+        if request.model.tensors[each.name].dtype == "F16" and each.operator in _DECODED:
+            since = max(since, _HALF_SINCE)
         if opset < since:
             raise Unsupported(
                 f"{request.model.name}: the graph is of opset {opset}, but what computes with "

@@ -86,15 +86,15 @@ def test_a_graph_without_products_has_nothing_to_quantize(tmp_path):
         _plan(save(made, tmp_path))
 
 
-def test_half_precision_is_carried_and_not_quantized(tmp_path):
+def test_double_precision_is_carried_and_not_quantized(tmp_path):
     made = mlp()
     for tensor in made.graph.initializer:
-        array = numpy_helper.to_array(tensor).astype(np.float16)
+        array = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    with pytest.raises(Unsupported, match="export the model in float32"):
+    with pytest.raises(Unsupported, match="by a float32 or float16 initializer"):
         _plan(save(made, tmp_path))
     plans = _plan(save(made, tmp_path), "fp32").tensors
-    assert {each.storage for each in plans} == {"FLOAT16"}
+    assert {each.storage for each in plans} == {"DOUBLE"}
 
 
 @pytest.mark.parametrize(("opset", "target", "needed"), [(17, "int4_qdq", 21), (11, "int4", 13)])
