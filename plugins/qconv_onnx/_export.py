@@ -172,7 +172,7 @@ def _export(info: ModelInfo, signature: Signature) -> onnx_ir.Model:
         raise Unsupported(
             f"{info.name}: torch {torch.__version__} cannot export "
             f"{info.config.get('model_type')!r} to ONNX: {summary(error, again)}; "
-            "use another format, or a newer torch"
+            "use another format, or a newer torch (--debug shows, --report DIR keeps all of it)"
         ) from error
     model: onnx_ir.Model = program.model
     return model

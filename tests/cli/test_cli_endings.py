@@ -58,6 +58,40 @@ def test_every_error_of_ours_keeps_its_exit_code(
     assert json.loads(ran.out) == {"error": error}
 
 
+def summarised() -> None:
+    """An error with one line, raised from one with more."""
+    try:
+        raise RuntimeError("torch says\nall of this")
+    except RuntimeError as error:
+        raise errors.Unsupported("'m' cannot be exported: torch says") from error
+
+
+@pytest.mark.parametrize("command", ["convert", "validate"])
+def test_a_report_keeps_the_whole_of_an_error(
+    qconv_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(qconv, command, lambda *_a, **_k: summarised(), raising=False)
+    line = ("convert", *LINE) if command == "convert" else ("validate", "a", "--against", "m")
+    ran = qconv_cli(*line, "--report", str(tmp_path / "new" / "report"))
+    file = tmp_path / "new" / "report" / "error.txt"
+    last = "error: 'm' cannot be exported: torch says"
+    assert (ran.code, ran.err) == (4, f"the whole error: {file}\n{last}\n")
+    kept = file.read_text()
+    assert "RuntimeError: torch says\nall of this\n" in kept
+    assert kept.endswith("Unsupported: 'm' cannot be exported: torch says\n")
+
+
+def test_a_report_that_cannot_be_written_hides_no_error(
+    qconv_cli: Cli, converting: Callable[..., None], tmp_path: Path
+) -> None:
+    converting(summarised)
+    (tmp_path / "file").touch()
+    ran = qconv_cli(*LINE, "--report", str(tmp_path / "file" / "report"))
+    assert (ran.code, ran.err.count("\n")) == (4, 2)
+    assert "warning: the error could not be kept in" in ran.err
+    assert ran.err.endswith("error: 'm' cannot be exported: torch says\n")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

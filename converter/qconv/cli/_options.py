@@ -156,4 +156,14 @@ Tensors = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ErrorReport = Annotated[
+    Optional[Path],  # noqa: UP045 - read at run time, also on Python 3.10
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        show_default=False,
+        help="Keep the whole of an error in DIR/error.txt, such as what torch says of a model "
+        "that it cannot export.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -34,6 +34,7 @@ def convert(
     max_ram: given.MaxRam = None,
     no_resume: given.NoResume = False,
     no_validate: given.NoValidate = False,
+    report: given.ErrorReport = None,
     quiet: given.Quiet = False,
     as_json: given.Json = False,
     debug: given.Debug = False,  # noqa: ARG001 - read before parsing, so that it always works
@@ -46,6 +47,7 @@ def convert(
     """
     import qconv
 
+    from ._kept import kept_in
     from ._progress import Progress, warned_of
 
     share = None if max_fallback is None else parse_share(max_fallback, "--max-fallback")
@@ -59,7 +61,7 @@ def convert(
         seed=seed,
         min_tokens_per_expert=min_tokens_per_expert,
     )
-    with results_only(), Progress(quiet=quiet) as progress:
+    with kept_in(report), results_only(), Progress(quiet=quiet) as progress:
         conversion = qconv.convert(
             model,
             to,

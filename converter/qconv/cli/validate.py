@@ -149,7 +149,7 @@ def validate(
             "--report",
             metavar="DIR",
             show_default=False,
-            help="Write report.html, report.json and junit.xml there.",
+            help="Write report.html, report.json and junit.xml there; of an error, error.txt.",
         ),
     ] = None,
     device: given.Device = "auto",
@@ -167,13 +167,14 @@ def validate(
     import qconv
 
     from ._gate_options import parse_gates
+    from ._kept import kept_in
     from ._progress import reading
 
     gates = parse_gates(gate or [])
     nbytes = None if max_ram is None else parse_size(max_ram, "--max-ram")
     if quick:
         windows, window_length = _QUICK_WINDOWS, _QUICK_LENGTH
-    with results_only(), reading(quiet=quiet) as progress:
+    with kept_in(report), results_only(), reading(quiet=quiet) as progress:
         validation = qconv.validate(
             [*artifacts],
             against,
