@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
 
 def _of_model(options: argparse.Namespace, model: Path, work: Path) -> dict[str, Result]:
     """All contenders on one model."""
-    graph = _exported(options, model, work)
+    graph = exported(model, work)
     scored, other = windows(graph.parent, options.windows)
     np.savez(work / "calibration.npz", **other)
     contenders = _commands(options, model, graph, work)
@@ -97,11 +97,10 @@ def _of_model(options: argparse.Namespace, model: Path, work: Path) -> dict[str,
     return results
 
 
-def _exported(options: argparse.Namespace, model: Path, work: Path) -> Path:
+def exported(model: Path, work: Path) -> Path:
     """The float32 graph of a checkpoint as the peers know it best: one file, nothing transposed."""
     work.mkdir(parents=True)
-    command = [QCONV, model, "--to", _target(model, "fp32"), "--out", work, "--quiet"]
-    _run([str(each) for each in command])
+    run_command([QCONV, model, "--to", target_of(model, "fp32"), "--out", work, "--quiet"])
     (folder,) = work.iterdir()
     return _in_one_file(folder)
 
@@ -132,7 +131,7 @@ def fold_transposes(model: Any) -> None:
         model.graph.node.remove(node)
 
 
-def _target(model: Path, name: str) -> str:
+def target_of(model: Path, name: str) -> str:
     """A target of a checkpoint: without a cache, as the peers' graphs have none."""
     config = json.loads((model / "config.json").read_text())
     return f"onnx:{name}" + (",kv_cache=false" if _decodes(config) else "")
@@ -160,7 +159,7 @@ def _commands(options: argparse.Namespace, model: Path, graph: Path, work: Path)
         more = ["--calibration", "builtin", "--windows", "16"] if target == "int8_static" else []
         folder = f"{model.name}-ONNX-{target.upper()}"
         found[f"qconv {target}, from the checkpoint"] = (
-            [[*_qconv(options, model, _target(model, target), work / "whole"), *more]],
+            [[*_qconv(options, model, target_of(model, target), work / "whole"), *more]],
             work / "whole" / folder / "model.onnx",
         )
     return found | _peers(options, graph, work)
@@ -298,12 +297,13 @@ def _external(name: str, offset: int, nbytes: int) -> Any:
     return tensor
 
 
-def _run(command: list[str]) -> None:
+def run_command(command: Sequence[object]) -> None:
     import subprocess
 
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    words = [str(each) for each in command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
 
 
 def report(title: str, results: Mapping[str, Result], options: argparse.Namespace) -> None:
