@@ -149,7 +149,7 @@ class Statistics:
         return (
             self.tokens == other.tokens
             and mine.keys() == theirs.keys()
-            and all(torch.equal(each.cpu(), theirs[name].cpu()) for name, each in mine.items())
+            and all(torch.equal(each, theirs[name].to(each.device)) for name, each in mine.items())
         )
 
 

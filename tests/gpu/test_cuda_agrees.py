@@ -201,3 +201,12 @@ def test_columns_agree(name: str, device: str) -> None:
             {"scale": expected.scale, "offset": expected.offset},
             device,
         )
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q8_0", "q3_k", "q4_k"])
+def test_rows_in_slabs_give_what_all_rows_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = weights()
+    expected, expected_parameters = reference.quantize(name, weight)
+    monkeypatch.setattr(search, "_SLAB", 7 * weight.shape[1] + 5)  # the last is no whole slab
+    codes, parameters = search._by_slabs(name, weight, None)
+    assert_same({"codes": codes, **parameters}, {"codes": expected, **expected_parameters}, "cpu")

@@ -314,7 +314,7 @@ class Blockwise:
         wanted = [job for job in jobs if not lacking_only or self._lacks(job)]
         with self._rounding():
             pending = ((job, 0, job.rows) for job in wanted)
-            for job, encoded in encode_ahead(self.executor, worker, pending, self.plan.threads):
+            for job, encoded in encode_ahead(self.executor, worker, pending, self._at_once):
                 yield job, [each for each in encoded if each[1] not in self.done[each[0]]]
 
     def _worker(
@@ -327,6 +327,11 @@ class Blockwise:
             done=done,
             remembered=self.remembered,
         )
+
+    @property
+    def _at_once(self) -> int:
+        """Tensors worked on ahead of the writer: few on a GPU, one of which keeps it busy."""
+        return self.plan.threads if self.model.device.type == "cpu" else 1
 
     def _lacks(self, job: Job) -> bool:
         return any(

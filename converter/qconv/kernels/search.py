@@ -27,6 +27,10 @@ from .search_lanes import LANES, TILE
 
 Array = np.ndarray[Any, Any]
 
+#: Values searched at a time where torch does it, which makes several tensors of their size: 64 MiB
+#: of float32 each.
+_SLAB = 1 << 24
+
 #: Importance below this share of the largest counts as this share: an input that calibration never
 #: saw must still come out near its weight, and it costs nothing elsewhere.
 LEAST_IMPORTANCE = 1e-6
@@ -45,13 +49,33 @@ def quantize(
     """
     importance = _normal(importance, weight)
     if weight.device.type != "cpu":
-        return reference.quantize(grid, weight, importance)
+        return _by_slabs(grid, weight, importance)
     weight = weight.detach().to(torch.float32).contiguous()
     if grid in ("q2_k", "q4_k", "q5_k"):
         return _affine_super(grid, weight, importance)
     if grid in ("q3_k", "q6_k"):
         return _scaled_super(grid, weight, importance)
     return _block(grid, weight, importance)
+
+
+def _by_slabs(
+    grid: str, weight: torch.Tensor, importance: torch.Tensor | None
+) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    """The reference on rows in turn, each on its own; beside the result it takes some slabs."""
+    import torch
+
+    step = max(1, _SLAB // max(1, weight.shape[1]))
+    parts = [
+        reference.quantize(grid, weight[start : start + step], importance)
+        for start in range(0, max(1, len(weight)), step)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    names = parts[0][1]
+    return (
+        torch.cat([codes for codes, _ in parts]),
+        {name: torch.cat([found[name] for _, found in parts]) for name in names},
+    )
 
 
 def _normal(importance: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor | None:

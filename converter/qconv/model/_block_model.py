@@ -249,7 +249,9 @@ def _blocks(skeleton: Skeleton, placement: Placement) -> tuple[BlockInfo, ...]:
 
 
 def _shared(pool: Pool, recorded: tuple[Arguments, ...]) -> tuple[Arguments, ...]:
-    return tuple((pool.shared(args), pool.shared(kwargs)) for args, kwargs in recorded)
+    shared = tuple((pool.shared(args), pool.shared(kwargs)) for args, kwargs in recorded)
+    pool.forget()
+    return shared
 
 
 def _head(skeleton: Skeleton, placement: Placement) -> str | None:

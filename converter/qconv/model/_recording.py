@@ -137,6 +137,11 @@ class Pool:
 
     def __init__(self) -> None:
         self._known: dict[object, list[torch.Tensor]] = {}
+        self._met: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def forget(self) -> None:
+        """Let go of the tensors that were given, but of those that stand for them."""
+        self._met.clear()
 
     def shared(self, value: Any) -> Any:
         """``value`` with every tensor in it replaced by an equal one seen before."""
@@ -151,11 +156,16 @@ class Pool:
         return value
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if id(value) not in self._met:  # blocks are given the same one, and comparing takes time
+            self._met[id(value)] = (value, self._found(value))
+        return self._met[id(value)][1]
+
+    def _found(self, value: torch.Tensor) -> torch.Tensor:
         import torch
 
         known = self._known.setdefault((value.shape, value.dtype), [])
         for each in known:
-            if each is value or torch.equal(each, value):
+            if torch.equal(each, value):
                 return each
         known.append(value)
         return value
