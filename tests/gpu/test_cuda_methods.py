@@ -127,8 +127,8 @@ SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     ("chain", "target"),
     [
         ("gptq", "gguf:q8_0"),
-        ("smoothquant", "safetensors:int8"),
-        ("awq,signround,iterations=1", "safetensors:int4,group_size=32"),
+        ("smoothquant,alpha=0.5", "safetensors:int8"),
+        ("awq,steps=1,signround,iterations=1", "safetensors:int4,group_size=32"),
     ],
 )
 def test_nothing_is_left_on_the_wrong_device(tmp_path: Path, chain: str, target: str) -> None:
