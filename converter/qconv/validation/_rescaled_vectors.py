@@ -95,13 +95,14 @@ class _Off:
         allowed = _ERRORS * self.error + self.clipped + _FLOOR + precision
         return (self.off - shrunk).abs() > allowed
 
-    def spread(self) -> float:
+    def spread(self, precision: float) -> float:
         """How far channels are off, in standard errors: root mean square of all but a few."""
         told = ~self.off.isnan()
         if int(told.sum()) <= _TOLD * len(told):
             return math.inf
         off = self.off[told]
-        errors = ((off - off.median()) / self.error[told]).abs().sort().values
+        error = (self.error[told].square() + precision**2).sqrt()
+        errors = ((off - off.median()) / error).abs().sort().values
         return float(errors[: max(1, int(len(errors) * (1 - _WRONG)))].square().mean().sqrt())
 
 
@@ -120,7 +121,7 @@ def unanswered(
         ratio = torch.where(ratio.isnan(), torch.ones_like(ratio), ratio)  # noqa: PLW2901
         if not bool(((ratio > 0) & ratio.isfinite()).all()):
             continue
-        off = _answers(ratio, weights)
+        off = _answers(ratio, precision, weights)
         if off is None:
             continue
         wrong = off.wrong(precision)
@@ -140,7 +141,7 @@ def unanswered(
     )
 
 
-def _answers(ratio: torch.Tensor, weights: Sequence[Beside]) -> _Off | None:
+def _answers(ratio: torch.Tensor, precision: float, weights: Sequence[Beside]) -> _Off | None:
     """What the weights that answer the vector best say together; None where none does.
 
     Which ones read a norm is not known: those do of which the fewest channels stick out.
@@ -148,7 +149,7 @@ def _answers(ratio: torch.Tensor, weights: Sequence[Beside]) -> _Off | None:
     import torch
 
     every = [_off(each, ratio) for each in weights if each.channels == len(ratio)]
-    spreads = [each.spread() for each in every]
+    spreads = [each.spread(precision) for each in every]
     nearest = min(spreads, default=math.inf)
     if nearest > _ANSWERS:
         return None
