@@ -1,6 +1,7 @@
 """Takes nodes out of a graph that change nothing, or whose results nothing uses.
 
-Torch's exporter writes ``x[:, :, :]`` as slices from the start to the end, and dropout as Identity.
+Torch's exporter writes ``x[:, :, :]`` as slices from the start to the end, dropout as Identity, and
+a tensor that is to lie in one piece as a Reshape to the shape that it has.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def remove_idle(graph: ir.Graph) -> None:
-    """Take out Identity and slices of everything, but those that name an output."""
+    """Take out Identity, slices of everything and the like, but those that name an output."""
     import onnx_ir as ir
 
     for node in list(graph):
@@ -34,15 +35,14 @@ def remove_unused(graph: ir.Graph) -> None:
 
 
 def _is_idle(node: ir.Node, x: ir.Value) -> bool:
-    if node.domain or node.op_type not in {"Identity", "Slice"}:
-        return False
-    if node.op_type == "Identity":
-        return True
-    steps = constant_of(node.inputs[4]) if len(node.inputs) > 4 else None
-    if steps is None or set(steps.ravel().tolist()) != {1}:
+    if node.domain:
         return False
     before, after = sizes_known(x), sizes_known(node.outputs[0])
-    return before is not None and before == after
+    kept = before is not None and before == after
+    if node.op_type == "Slice":
+        steps = constant_of(node.inputs[4]) if len(node.inputs) > 4 else None
+        return kept and steps is not None and set(steps.ravel().tolist()) == {1}
+    return node.op_type == "Identity" or (node.op_type == "Reshape" and kept)
 
 
 def sizes_known(value: ir.Value) -> tuple[int | str, ...] | None:

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 from qconv.plugin import FilePlan, Layout, Place
 
 from ._export import DATA_FILE
+from ._multihead import fuse_heads
 from ._names import Names
+from ._norms import keep_norms_apart
 from ._operators import Rewriter, Stored
 from ._places import find_places
+from ._rotary import fuse_rotary
+from ._source import SourceGraph
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -26,6 +30,12 @@ GRAPH_FILE = "model.onnx"
 
 #: onnxruntime maps parts of this size and more into memory, if they begin on a page.
 _LARGE, _PAGE, _SMALL_ALIGNMENT = 1 << 20, 4096, 64
+
+#: What a graph computes with that has operators of the ONNX standard only.
+_STANDARD = frozenset({None, "blocked"})
+
+#: What has kernels on the CPU only.
+_ON_CPU = frozenset({"integer", "static"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +115,11 @@ def _graph(
     import onnx_ir as ir
 
     model = ir.from_proto(onnx.load_model_from_string(exported.graph))
+    if scheme.operator not in _STANDARD and not isinstance(exported, SourceGraph):
+        fuse_rotary(model)  # what shapes a stranger's graph says may not be trusted for this
+        fuse_heads(model)
+    if scheme.operator in _ON_CPU:
+        keep_norms_apart(model)
     known, names = model.graph.initializers, Names(model)
     parts: dict[str, list[onnx_ir.Value]] = {}
     for tensor, stored in placed:

@@ -3,9 +3,9 @@
 nbits: MatMulNBits and GatherBlockQuantized (com.microsoft), on CPU and CUDA; one table serves both
 blocked: DequantizeLinear by blocks before the MatMul, of the ONNX standard since opset 21
 integer: inputs rounded to 8 bits by token, then MatMulIntegerToFloat (com.microsoft), an integer
-product times the weight's scales, and then the token's. The input's codes are shifted to uint8 with
-zero-point 128, as onnxruntime's fast integer kernels want them; the values stay those of a
-symmetric grid.
+product times the weight's scales, and then the token's largest magnitude. The input's codes are
+shifted to uint8 with zero-point 128, as onnxruntime's fast integer kernels want them; the values
+stay those of a symmetric grid.
 static: as integer, but on scales and zero-points known beforehand, which serve inputs of one sign,
 too: QuantizeLinear and DequantizeLinear around the input, each product with a pair of its own, or
 onnxruntime fuses one of those that share it only
@@ -34,9 +34,6 @@ _MICROSOFT = "com.microsoft"
 
 #: The opset from which on ReduceMax takes its axes as an input.
 _AXES_AS_INPUT = 18
-
-#: As ``ActivationGrid`` has it: no scale of an input is below the smallest normal float32.
-_SMALLEST = 2.0**-126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,39 +232,43 @@ class Rewriter:
 
         if x not in self._inputs:  # siblings share it
             self._inputs[x] = self._rounded(x)
-        codes, scale = self._inputs[x]
+        codes, largest = self._inputs[x]
         weight, weight_scale = stored.parts
         self.model.graph.opset_imports[_MICROSOFT] = 1
-        one = self._constant("qconv_1", 1.0, ir.DataType.FLOAT)
         middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
         product = self._node(
             "MatMulIntegerToFloat",
-            [codes, weight, one, weight_scale, middle],
+            [codes, weight, self._step(), weight_scale, middle],
             f"{out}_by_row",
             domain=_MICROSOFT,
         )
-        return [product, self._node("Mul", [product.outputs[0], scale], out)]
+        return [product, self._node("Mul", [product.outputs[0], largest], out)]
 
     def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Codes and scales of an input, by token: before all products that may share them."""
+        """Codes and largest magnitudes of an input, by token: before all that may share them.
+
+        ``round(x / largest / (1 / 127))``, where ``ActivationGrid`` has ``round(x / (largest /
+        127))``: an operator less for every input. Each division errs by 2^-24 of what it gives at
+        most, so the two are the same but for values within 127 * 2^-21 of a step of the middle
+        between two codes, which may take either. A token of zeros has codes of no meaning, which
+        are multiplied by zero: it stays zero.
+        """
         import onnx_ir as ir
 
         nodes: list[ir.Node] = []
-
-        def add(operator: str, inputs: list[Any], what: str, **attributes: int) -> ir.Value:
-            nodes.append(self._node(operator, inputs, f"{x.name}_{what}", attributes))
-            return nodes[-1].outputs[0]
-
-        number = ir.DataType.FLOAT
         magnitude = self._abs_max(x, nodes)
-        steps = add("Div", [magnitude, self._constant("qconv_127", 127.0, number)], "step")
-        smallest = self._constant("qconv_smallest", _SMALLEST, number)
-        scale = add("Max", [steps, smallest], "scale")
-        one = self._constant("qconv_1", 1.0, number)
+        parts = self._node("Div", [x, magnitude], f"{x.name}_parts")
         middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        codes = add("QuantizeLinear", [add("Div", [x, scale], "steps"), one, middle], "codes")
-        self._insert_after(x, nodes)
-        return codes, scale
+        inputs = [parts.outputs[0], self._step(), middle]
+        codes = self._node("QuantizeLinear", inputs, f"{x.name}_codes")
+        self._insert_after(x, [*nodes, parts, codes])
+        return codes.outputs[0], magnitude
+
+    def _step(self) -> ir.Value:
+        """Between two codes, of an input whose largest magnitude is 1."""
+        import onnx_ir as ir
+
+        return self._constant("qconv_step", 1 / 127, ir.DataType.FLOAT)
 
     def _abs_max(self, x: ir.Value, nodes: list[ir.Node]) -> ir.Value:
         """The largest magnitude of each token; before opset 18 its axis is an attribute."""

@@ -9,11 +9,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import torch
-from onnx_driver import decoded, run, save_bert, save_llama, session, write
 
 from qconv_onnx._attention import shorten_attention
-from qconv_onnx._backend import OnnxBackend
 from qconv_onnx._idle import remove_idle
 
 #: Four heads of eight, two of keys and values, as torch's exporter writes them.
@@ -167,39 +164,3 @@ def test_only_slices_of_everything_are_taken_out():
         "Concat",
         "Identity",  # it names the output
     ]
-
-
-def test_a_padded_batch_goes_on_from_its_cache_in_pieces(tmp_path):
-    source = save_llama(tmp_path / "tiny")
-    artifact, _ = write(OnnxBackend(), source, tmp_path, "w8", accuracy_level="1")
-    nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
-    kinds = Counter(node.op_type for node in nodes)
-    assert kinds["Softmax"] == 2
-    assert kinds["IsNaN"] == 0
-    ids = np.random.default_rng(0).integers(3, 160, (3, 12))
-    mask = np.ones_like(ids)
-    mask[1, :4] = mask[2, :7] = 0
-    positions = torch.tensor(np.clip(mask.cumsum(1) - 1, 0, None))
-    with torch.no_grad():
-        expected = decoded(source, artifact)(
-            torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=positions
-        ).logits.numpy()
-    opened, past, found = session(artifact), None, []
-    for start, end in ((0, 5), (5, 6), (6, 11), (11, 12)):
-        past = run(opened, ids[:, start:end], past, mask=mask[:, :end])
-        found.append(past.pop("logits"))
-    seen = mask.astype(bool)
-    assert np.abs(np.concatenate(found, axis=1) - expected)[seen].max() <= 1e-5
-
-
-def test_an_encoder_padded_on_the_right_is_what_torch_makes_of_it(tmp_path):
-    source = save_bert(tmp_path / "tiny")
-    artifact, _ = write(OnnxBackend(), source, tmp_path, "w8", accuracy_level="1")
-    ids = np.random.default_rng(0).integers(3, 160, (3, 9))
-    mask = np.ones_like(ids)
-    mask[1, 5:] = mask[2, 2:] = 0
-    with torch.no_grad():
-        states = decoded(source, artifact)(torch.tensor(ids), attention_mask=torch.tensor(mask))
-    found = run(session(artifact), ids, mask=mask)["last_hidden_state"]
-    seen = mask.astype(bool)
-    assert np.abs(found - states.last_hidden_state.numpy())[seen].max() <= 1e-5

@@ -225,6 +225,38 @@ def test_a_batch_padded_on_the_left_is_what_torch_makes_of_it(
     assert np.abs(found[0, 4:] - alone[0]).max() <= max(1e-5, tolerance / 10)
 
 
+def test_a_padded_batch_goes_on_from_its_cache_in_pieces(llama, backend, tmp_path):
+    artifact, _ = write(backend, llama, tmp_path, "w8", accuracy_level="1")
+    ids = np.random.default_rng(1).integers(3, 160, (3, 12))
+    mask = np.ones_like(ids)
+    mask[1, :4] = mask[2, :7] = 0
+    positions = torch.tensor(np.clip(mask.cumsum(1) - 1, 0, None))
+    more = {"attention_mask": torch.tensor(mask), "position_ids": positions}
+    expected = _logits(decoded(llama, artifact), ids, **more)
+    opened, past, found = session(artifact), None, []
+    for start, end in ((0, 5), (5, 6), (6, 11), (11, 12)):
+        past = run(opened, ids[:, start:end], past, mask=mask[:, :end])
+        found.append(past.pop("logits"))
+    seen = mask.astype(bool)
+    assert np.abs(np.concatenate(found, axis=1) - expected)[seen].max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("target", "domains", "turned"),
+    [("fp32", {""}, 0), ("int4_qdq", {""}, 0), ("w8", {"", "com.microsoft"}, 4)],
+)
+def test_attention_is_in_few_operators_and_of_the_standard_where_the_rest_is(
+    llama, backend, tmp_path, target, domains, turned
+):
+    artifact, _ = write(backend, llama, tmp_path, target)
+    nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert {node.domain for node in nodes} == domains
+    assert kinds.count("RotaryEmbedding") == turned  # queries and keys of two layers
+    assert kinds.count("Softmax") == 2
+    assert "IsNaN" not in kinds
+
+
 def test_tensors_that_transformers_only_renames_are_found(tmp_path):
     from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -263,3 +295,18 @@ def test_an_encoder_has_its_own_outputs(bert, another, tmp_path, target):
     found = run(opened, IDS, mask=mask)["last_hidden_state"]
     alone = run(opened, IDS[:1, :6])["last_hidden_state"]
     assert np.abs(found[0, :6] - alone[0]).max() <= 1e-5
+
+
+def test_an_encoder_computes_its_heads_with_one_operator(bert, another, tmp_path):
+    artifact, _ = write(another, bert, tmp_path, "w8", accuracy_level="1")
+    nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert kinds.count("MultiHeadAttention") == 2
+    assert "GatherND" not in kinds  # its mask is the padding as it is given
+    mask = np.ones_like(IDS)
+    mask[0, 5:] = mask[1, 2:] = 0
+    with torch.no_grad():
+        states = decoded(bert, artifact)(torch.tensor(IDS), attention_mask=torch.tensor(mask))
+    found = run(session(artifact), IDS, mask=mask)["last_hidden_state"]
+    off = np.abs(found - states.last_hidden_state.numpy())
+    assert off[mask.astype(bool)].max() <= 1e-5

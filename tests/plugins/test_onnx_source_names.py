@@ -14,8 +14,8 @@ _OF_WEIGHTS = (
     *("w_quantized", "w_scale", "w_zero_point", "w_product"),
     *("w_input_scale", "w_input_zero_point"),
 )
-_OF_INPUTS = ("x_abs", "x_abs_max", "x_step", "x_scale", "x_steps", "x_codes")
-_CONSTANTS = ("qconv_1", "qconv_127", "qconv_smallest", "qconv_last_axis", "qconv_zero_point_128")
+_OF_INPUTS = ("x_abs", "x_abs_max", "x_parts", "x_codes")
+_CONSTANTS = ("qconv_step", "qconv_last_axis", "qconv_zero_point_128")
 _TARGETS = ("w8,accuracy_level=1", "w8a8", "int8_static")
 
 
