@@ -173,10 +173,13 @@ class _Reading:
         precision = float_limit(self.match.reader.tensors[plan.name].dtype) or 0.0
         weights = [self._beside(*each) for each in near((job, plan), jobs)]
         why = unanswered(found, source, precision, weights)
+        answered = replace(result, limit=None)  # which a rescaling is not held to
         if why is None:
-            return result
-        fault = f"{_far(result.relative_error, result.limit)}: {why}"
-        return replace(result, rescaled=False, faults=(*result.faults, fault))
+            return answered
+        told = f"{_far(result.relative_error, result.limit)}: {why.words}"
+        if not why.sure:
+            return replace(answered, warnings=(*result.warnings, told))
+        return replace(result, rescaled=False, faults=(*result.faults, told))
 
     def _beside(self, job: Job, plan: TensorPlan, own: bool) -> Beside:  # noqa: FBT001 - as near gives it
         every = 1 if own else max(1, job.rows // VALUES)
