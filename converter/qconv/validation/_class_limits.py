@@ -48,8 +48,8 @@ CLASSES: Mapping[str, tuple[float, Limits]] = {
 #: How much more small models may lose, by weights of the model, fewest last: divergence, share of
 #: other likeliest tokens, growth of the perplexity. Below 1 B as published; below 0.3 B calibrated
 #: on SmolLM2-135M, rounded to nearest: of the limits of their classes, Q8_0 takes 0.6 of the
-#: divergence, Q6_K 3.6, Q5_K_M 3.9, Q4_K_M 5.8, Q3_K_M 6.7, Q2_K 4.1, on few tokens. On 32 windows of
-#: 512 (``make bench-gates``) 8 bits by channel take 0.9, Q8_0 0.34; the others are still to measure.
+#: divergence, Q6_K 3.6, Q5_K_M 3.9, Q4_K_M 5.8, Q3_K_M 6.7, Q2_K 4.1, on few tokens. On 32 windows
+#: of 512 (``make bench-gates``) 8 bits by channel take 0.9, Q8_0 0.34; others were not measured.
 _SMALL: tuple[tuple[int, Mapping[str, float]], ...] = (
     (1_000_000_000, {"kl": 2.0, "kl_p99": 2.0, "top1": 1.5, "ppl": 2.0}),
     (300_000_000, {"kl": 8.0, "kl_p99": 8.0, "top1": 4.5, "ppl": 12.0}),
