@@ -172,6 +172,8 @@ class PlanRequest:
         format states otherwise than as a tensor. None where no source is open
     input_errors: what rounding inputs does, where an earlier plan asked for it: by source name of
         a linear weight, the relative error of its output. None: not measured
+    exact: False: nothing will be written by the plan; memory is predicted by it, so that what is
+        slow to find may be off by a part in a hundred, such as the size of a graph
     """
 
     model: ModelInfo
@@ -182,6 +184,7 @@ class PlanRequest:
     held: Mapping[str, Grid] = field(default_factory=dict)
     read: Callable[[str], torch.Tensor] | None = field(default=None, repr=False, compare=False)
     input_errors: Mapping[str, float] | None = None
+    exact: bool = True
 
 
 # --- what a backend answers -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qconv.errors import Unsupported, UnsupportedGrid
+from qconv.errors import QconvError, Unsupported, UnsupportedGrid
 
 from ._export import export_graph
 from ._genai import FILE, genai_config
@@ -50,7 +50,7 @@ class OnnxBackend:
     """Writes folders that onnxruntime runs: a graph, its weights, tokenizer and configs."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Exported] = {}
+        self._known: dict[str, dict[str, Exported | QconvError]] = {}
         self._sources: dict[str, SourceGraph] = {}
 
     def plan_tensors(self, request: PlanRequest) -> TensorPlans:
@@ -67,7 +67,7 @@ class OnnxBackend:
             graph = self._source(model)
             return plan_source(request, read_scheme(request, is_decoder=graph.is_decoder), graph)
         scheme = read_scheme(request, is_decoder=is_decoder(model))
-        return plan(request, scheme, self._exported(model, scheme))
+        return plan(request, scheme, self._exported(request, scheme))
 
     def layout(self, request: PlanRequest, plans: TensorPlans) -> Layout:
         """A folder ``<model>-ONNX-<FORMAT>``."""
@@ -78,7 +78,7 @@ class OnnxBackend:
             scheme = read_scheme(request, is_decoder=source.is_decoder)
         else:
             scheme = read_scheme(request, is_decoder=is_decoder(model))
-            graph = self._exported(model, scheme)
+            graph = self._exported(request, scheme)
         folder = f"{_stem(model)}-ONNX-{scheme.format.upper()}"
         companions = _companions(model, graph)
         tensors = [_planned(each) for each in plans.tensors]
@@ -144,13 +144,25 @@ class OnnxBackend:
         """
         return observe(model, self._source(model).graph, places, samples)
 
-    def _exported(self, model: ModelInfo, scheme: Scheme) -> Exported:
-        """The graph; layout gets the one that was planned with, and other targets, too."""
+    def _exported(self, request: PlanRequest, scheme: Scheme) -> Exported:
+        """The graph; layout gets the one that was planned with, and other targets, too.
+
+        For a plan that nothing is written by, that of another float type will do.
+        """
+        model = request.model
         shapes = [[name, list(info.shape)] for name, info in model.tensors.items()]
-        key = json.dumps([dict(model.config), shapes, scheme.dtype, scheme.kv_cache])
-        if key not in self._known:
-            self._known[key] = export_graph(model, dtype=scheme.dtype, kv_cache=scheme.kv_cache)
-        return self._known[key]
+        key = json.dumps([dict(model.config), shapes, scheme.kv_cache])
+        known = self._known.setdefault(key, {})
+        dtype = scheme.dtype if request.exact else next(iter(known), scheme.dtype)
+        if dtype not in known:
+            try:
+                known[dtype] = export_graph(model, dtype=dtype, kv_cache=scheme.kv_cache)
+            except QconvError as error:  # which takes as long to find as a graph
+                known[dtype] = error
+        found = known[dtype]
+        if isinstance(found, QconvError):
+            raise found
+        return found
 
     def _source(self, model: ModelInfo) -> SourceGraph:
         """The graph that the source is."""

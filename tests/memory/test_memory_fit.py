@@ -265,22 +265,54 @@ def test_a_format_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     assert reasons["gguf:q8_0"]
 
 
-def test_graphs_of_onnxruntime_are_looked_at(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="onnx plans export a graph")
+def _tiny(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
-    found = qconv.fit(tmp_path / "tiny", 8 * GIB, runtime="onnxruntime", context=256)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_graphs_of_onnxruntime_are_looked_at_and_exported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript", reason="onnx plans export a graph")
+    from qconv_onnx import _backend
+
+    export, exported = _backend.export_graph, []
+    monkeypatch.setattr(
+        _backend, "export_graph", lambda *a, **k: exported.append(k) or export(*a, **k)
+    )
+    found = qconv.fit(_tiny(tmp_path / "tiny"), 8 * GIB, runtime="onnxruntime", context=256)
     kept = {option.target: option.predicted for option in found.options}
     per_token = 2 * 32
     for target, nbytes in (("onnx:fp32", 4), ("onnx:fp16", 2), ("onnx:w8", 4)):
         predicted = kept[target]
         assert predicted is not None, found.options
         assert predicted.parts["kv_cache"] == 2 * 256 * per_token * nbytes, target
+    assert len(exported) == 1
+
+
+def test_an_export_that_fails_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript", reason="onnx plans export a graph")
+    from qconv.errors import Unsupported
+    from qconv_onnx import _backend
+
+    tried = []
+
+    def fails(*_args: object, **given: object) -> None:
+        tried.append(given)
+        raise Unsupported("torch cannot export it")
+
+    monkeypatch.setattr(_backend, "export_graph", fails)
+    found = qconv.fit(_tiny(tmp_path / "tiny"), 8 * GIB, runtime="onnxruntime")
+    reasons = {option.reason for option in found.options}
+    assert (len(found.options), reasons, len(tried)) == (8, {"torch cannot export it"}, 1)
 
 
 def test_a_quantized_model_is_asked_about_as_it_is(hollow: Path) -> None:

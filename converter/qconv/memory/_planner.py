@@ -1,4 +1,4 @@
-"""Plans formats one after the other, to the byte."""
+"""Plans formats one after the other, near enough to predict memory by."""
 
 from __future__ import annotations
 
@@ -57,5 +57,6 @@ class Planner:
             steps=("rtn",),
             facts=source_facts(source, self._host, _THREADS),
             read=partial(whole_tensor, source),
+            exact=False,
         )
         return plan.targets[0]

@@ -215,6 +215,7 @@ def build_plan(
     facts: SourceFacts = _PLAIN,
     read: Callable[[str], torch.Tensor] | None = None,
     input_errors: Sequence[Mapping[str, float]] | None = None,
+    exact: bool = True,
 ) -> Plan:
     """Ask every backend for its plan, check the answers, and add up what they need.
 
@@ -227,6 +228,7 @@ def build_plan(
     facts: how the source is stored, and what reading it takes
     read: a tensor of the source, as :class:`PlanRequest` has it
     input_errors: of each target, as :class:`PlanRequest` has them
+    exact: as :class:`PlanRequest` has it
 
     Raises:
         UnreadableInput: the source holds no tensors.
@@ -250,6 +252,7 @@ def build_plan(
                 held=held or {},
                 read=read,
                 input_errors=input_errors[number] if input_errors else None,
+                exact=exact,
             ),
         )
         for number, (label, backend, name, options) in enumerate(targets)
