@@ -68,6 +68,7 @@ bench: $(READY) $(MODEL)
 bench-quality: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/quality.py run --wide $(MODELS)/smollm2-135m-wide \
 		--narrow $(MODELS)/smollm2-135m --out out/quality $(PEERS)
+	$(BIN)/python tests/bench/onnx_methods.py --model $(MODELS)/smollm2-135m
 
 bench-gates: $(READY) $(MODEL)
 	$(BIN)/python tests/bench/gates.py --model $(MODELS)/smollm2-135m-wide --out out/gates

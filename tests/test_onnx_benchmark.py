@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "peers"))
 
+import onnx_methods
 import onnx_runtime
 import onnx_session
 import onnx_whole
@@ -101,3 +102,16 @@ def test_static_peers_are_calibrated_window_by_window(tmp_path):
     windows = onnx_runtime.Windows(tmp_path / "c.npz", tmp_path / "model.onnx")
     assert [each["x"].tolist() for each in windows] == [[[0, 1, 2]], [[3, 4, 5]]]
     assert windows.get_next() is None
+
+
+def test_methods_are_set_against_quantize_dynamic_or_plain_rounding():
+    lost = {
+        onnx_methods.DYNAMIC: 0.8,
+        "w8a8, rtn": 0.08,
+        "int4, rtn": 0.5,
+        "int4, gptq": 0.25,
+    }
+    assert onnx_methods.ratios(lost) == {
+        "w8a8, rtn / onnxruntime dynamic": pytest.approx(0.1),
+        "int4, gptq / int4, rtn": 0.5,
+    }
