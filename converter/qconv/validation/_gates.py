@@ -234,21 +234,21 @@ def judge(
     predicts: the model has a head; without one its last block is gated by default instead
     """
     found = [_default(result, "weights", 1.0, "what rounding on the grid loses, 5 times over")]
-    limits = CLASSES[result.grid_class][1]
     for name in _PREDICTIONS if predicts else ():
-        limit = getattr(limits, name)
+        limit, more = of_size(result.grid_class, name, weights)
         if limit is not None:
-            limit, why = of_size(name, limit, weights)
-            why = f"default for {result.grid_class}{why}"
+            why = f"default for {result.grid_class}{more}"
             found.append(_default(result, name, limit, why, reason))
     if not predicts:
         why = f"default for {result.grid_class}, of a model without a head"
-        found.append(_default(result, "block", limits.block, why, reason))
+        limit = CLASSES[result.grid_class][1].block
+        found.append(_default(result, "block", limit, why, reason))
     for runtime in result.runtimes:
         quantized = result.grid_class != "float"
-        limit, more = of_size("kl", CLASSES[_ENGINE[quantized]][1].kl, weights)
-        why = f"engines may round inputs{' to 8 bits' if quantized else ''}, no more{more}"
-        found.append(_default(result, "engine", limit, why, runtime.reason or reason))
+        limit, more = of_size(_ENGINE[quantized], "kl", weights)
+        if limit is not None:
+            why = f"engines may round inputs{' to 8 bits' if quantized else ''}, no more{more}"
+            found.append(_default(result, "engine", limit, why, runtime.reason or reason))
     named = {each.name: each for each in found}
     for name, limit in gates.items():
         if name in RELATIVE:  # takes other artifacts, too
