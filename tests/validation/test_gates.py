@@ -59,6 +59,21 @@ def artifact(found: LogitsResult | None, *tensors: TensorResult) -> ArtifactResu
     )
 
 
+def test_a_norm_whose_change_its_weights_undo_counts_in_no_gate():
+    norm = replace(
+        tensor("F32", 32), name="norm", shape=(64,), relative_error=0.7, limit=None, rescaled=True
+    )
+    gates = judge(
+        artifact(None, tensor("q4_0", 4.5), norm),
+        {"error": 0.15},
+        weights=LARGE,
+        reason="nobody ran it",
+    )
+    found = {each.name: (each.value, each.status) for each in gates}
+    assert found["weights"] == (0.5, "pass")
+    assert found["error"] == (0.1, "pass")
+
+
 def statuses(found: LogitsResult | None, weights: int = LARGE, **gates: float) -> dict[str, str]:
     return {
         each.name: each.status

@@ -70,7 +70,12 @@ def _worst_ratio(result: ArtifactResult) -> float | None:
 
 
 def _worst_error(result: ArtifactResult) -> float | None:
-    errors = [each.relative_error for each in result.tensors if each.relative_error is not None]
+    """Of those that are held to the source: not of norms whose change their weights undo."""
+    errors = [
+        each.relative_error
+        for each in result.tensors
+        if each.relative_error is not None and not (each.rescaled and each.limit is None)
+    ]
     return max(errors, default=None)
 
 
