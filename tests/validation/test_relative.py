@@ -6,15 +6,19 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import jsonschema
+import numpy as np
 import pytest
 
 import qconv
 from qconv.cli._run import run
 from qconv.errors import UsageError
+from qconv.validation import ArtifactResult, LogitsResult, Spread
 from qconv.validation._bootstrap import kl_ratio
+from qconv.validation._relative import Validated, with_relative_gates
 from validation.damage import converted, edit_gguf, edit_safetensors, model_at
 
 if TYPE_CHECKING:
@@ -158,6 +162,78 @@ def test_one_window_says_nothing_and_nothing_lost_is_no_gain():
     assert kl_ratio([0.1, 0.1], [0.0, 0.0]) == (math.inf, (math.inf, math.inf))
 
 
+@pytest.mark.parametrize("windows", [2, 3, 4, 7, 8])
+def test_equal_methods_are_told_apart_no_more_often_than_chance_allows(windows):
+    """Text is hard or easy for both alike; what each method loses of a window differs by chance."""
+    trials, told = 300, 0
+    drawn = np.random.default_rng(windows)
+    for _ in range(trials):
+        hard = np.exp(drawn.normal(0, 0.5, windows))
+        mine, theirs = (hard * np.exp(drawn.normal(0, 0.2, windows)) for _ in range(2))
+        _, (low, high) = kl_ratio(mine.tolist(), theirs.tolist())
+        told += high < 1 or low > 1
+    assert told <= 0.08 * trials  # 5 %, and twice and a half what 300 trials may be off
+
+
+def test_few_windows_that_all_say_the_same_tell_methods_apart():
+    hard = [0.1, 0.3, 0.2, 0.15]
+    _, (low, high) = kl_ratio([0.5, 0.16, 0.1, 0.08], hard)
+    assert low < 1 < high  # one of them says otherwise
+    _, (low, high) = kl_ratio([0.05, 0.16, 0.1, 0.08], hard)
+    assert 0.4 < low < high < 0.7
+    assert kl_ratio([0.0, 0.1], [0.1, 0.1])[1] == (0.0, math.inf)
+
+
+def with_windows(path: str, *window_kl: float) -> Validated:
+    """An artifact on no grid, of which only its divergences are known."""
+    spread = Spread(mean=0.1, median=0.1, p90=0.1, p99=0.1, p999=0.1, max=0.1)
+    scored = LogitsResult(
+        scored="decoded weights",
+        windows=len(window_kl),
+        tokens=9,
+        kl=spread,
+        same_top1=1.0,
+        top5_overlap=1.0,
+        perplexity=1.0,
+        reference_perplexity=1.0,
+        perplexity_ratio=1.0,
+        ratio_interval=(1.0, 1.0),
+        rms_probability=0.0,
+        window_kl=window_kl,
+    )
+    result = ArtifactResult(
+        target="toy:int4",
+        path=path,
+        grid_class="4-bit",
+        bytes=1,
+        bits_per_weight=4.5,
+        logits=scored,
+        status="pass",
+    )
+    empty = SimpleNamespace(reader=SimpleNamespace(tensors={}), jobs=list)
+    return Validated(result=result, match=empty)
+
+
+def beaten(mine: Validated, theirs: Validated):
+    (result,) = with_relative_gates([mine], [theirs], None, {})
+    return gate(result, "beats")
+
+
+def test_too_few_windows_to_tell_ask_for_more():
+    found = beaten(with_windows("mine", 0.1, 0.3), with_windows("rtn", 0.2, 0.2))
+    assert found.status == "warn"
+    assert found.why.endswith("; that is of 2 windows, give 8 or more to tell (--windows)")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_divergences_that_are_no_numbers_measure_nothing(value):
+    sound, broken = with_windows("sound", 0.1, 0.3), with_windows("broken", 0.2, value)
+    for pair in ((sound, broken), (broken, sound)):
+        found = beaten(*pair)
+        assert (found.status, found.value) == ("unmeasured", None)
+        assert found.why == "the KL divergence of broken is no finite number in some windows"
+
+
 # --- agrees ---------------------------------------------------------------------------------------
 
 GPTQ, GPTQ_V2 = (f"safetensors:{name},group_size=64" for name in ("gptq", "gptq_v2"))
@@ -193,6 +269,19 @@ def test_scales_of_another_dtype_round_a_few_values_otherwise(source, made):
     found = beside(made(GPTQ), made("safetensors:int4,group_size=64,symmetric=true"), source)
     assert 0 < found.value < found.limit == 0.5
     assert found.why == "all 16 tensors are rounded as those of tiny-GPTQ"
+
+
+def test_what_is_no_number_on_one_side_agrees_with_nothing(source, made, tmp_path):
+    other = Path(shutil.copytree(made(GPTQ_V2), tmp_path / "other"))
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"][3, 5] = math.nan
+
+    edit_safetensors(other, change)
+    for one, two in ((made(GPTQ), other), (other, made(GPTQ))):
+        found = beside(one, two, source)
+        assert (found.value, found.status) == (math.inf, "fail")
+        assert found.why.endswith("but not 'model.embed_tokens.weight'")
 
 
 def test_two_methods_on_one_grid_need_not_agree_unless_asked_to(source, made, tmp_path):

@@ -107,7 +107,10 @@ def _told(found: Mapping[str, float], compared: int) -> Agreement:
 def _distance(
     pair: tuple[DecodedArtifact, DecodedArtifact], source: OpenedSource, name: str
 ) -> float:
-    """``||one - other|| / ||one - source||`` of a tensor; infinite where only one is exact."""
+    """``||one - other|| / ||one - source||`` of a tensor.
+
+    Infinite where only one is exact, or values are not finite: that is never the same.
+    """
     info = source.model.tensors[name]
     columns = info.shape[-1]
     apart = lost = 0.0
@@ -117,4 +120,5 @@ def _distance(
         lost += float(((one - source.read_rows(name, start, stop).double()) ** 2).sum())
     if not apart:
         return 0.0
-    return math.sqrt(apart / lost) if lost else math.inf
+    told = lost > 0 and math.isfinite(apart) and math.isfinite(lost)
+    return math.sqrt(apart / lost) if told else math.inf

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qconv.errors import QconvError
 from qconv.validation._agreement import ALIKE, Agreement, agreement, differing_grid, grids_of
-from qconv.validation._bootstrap import kl_ratio
+from qconv.validation._bootstrap import ENOUGH, kl_ratio
 from qconv.validation._results import (
     ArtifactResult,
     BaselineResult,
@@ -73,12 +74,16 @@ def _beats(
     if mine is None or theirs is None:
         silent = artifact.result if mine is None else baseline.result
         return None, _gate("beats", None, limit, "unmeasured", _silence(silent))
+    for each, windows in ((artifact, mine.window_kl), (baseline, theirs.window_kl)):
+        if not all(map(math.isfinite, windows)):
+            reason = f"the KL divergence of {each.result.path} is no finite number in some windows"
+            return None, _gate("beats", None, limit, "unmeasured", reason)
     ratio, interval = kl_ratio(mine.window_kl, theirs.window_kl)
     found = BaselineResult(path=baseline.result.path, kl_ratio=ratio, interval=interval)
-    return found, _judged(found, gates.get("beats"))
+    return found, _judged(found, gates.get("beats"), len(mine.window_kl))
 
 
-def _judged(found: BaselineResult, asked: float | None) -> GateResult:
+def _judged(found: BaselineResult, asked: float | None, windows: int) -> GateResult:
     """Significantly better passes, significantly worse fails; strictly, where it was asked for."""
     low, high = found.interval
     status: Status = "pass" if high < 1 else "fail" if low > 1 else "warn"
@@ -88,6 +93,8 @@ def _judged(found: BaselineResult, asked: float | None) -> GateResult:
         f"{found.kl_ratio:.4g} times the KL divergence of {found.path} "
         f"(95 %: {low:.4g} to {high:.4g})"
     )
+    if status != "pass" and low < 1 < high and windows < ENOUGH:
+        why += f"; that is of {windows} windows, give {ENOUGH} or more to tell (--windows)"
     return _gate("beats", high, 1.0 if asked is None else asked, status, why)
 
 
