@@ -1,8 +1,8 @@
 """Depth ``bytes``: every tensor accounted for, decoded by an independent reader, and compared.
 
 Peak memory: one tensor in float32, what its reader takes to decode it, and slabs of the source;
-for a tensor that a method rescaled, its source in float32, too; for a norm, some rows of those
-beside it.
+for a tensor that a method rescaled, its source in float32, too; for a norm, some rows of one of
+those beside it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from qconv.validation._likeness import ROWS, whose_values
 from qconv.validation._limits import (
     BEYOND_ROUNDING,
     error_of_bits,
+    far,
     float_limit,
     rounding_error,
     sampled_rows,
     underflow,
 )
-from qconv.validation._rescaled_vectors import VALUES, Beside, near, unanswered
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
+from qconv.validation._settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def check_bytes(
             progress(plan.name, done, total)
         decoded = frozenset(each.name for each in results if each.relative_error is not None)
         jobs = [each for each in jobs if each[1].name in decoded]
-        results = [reading.settled(each, jobs) for each in results]
+        results = settled(results, jobs, reading)
     faults, warnings = _unaccounted(match)
     return BytesFound(tensors=tuple(results), faults=faults, warnings=warnings)
 
@@ -130,10 +131,6 @@ def _described(match: Match, plan: TensorPlan) -> TensorResult:
     )
 
 
-def _far(error: float | None, limit: float | None) -> str:
-    return f"relative error {error:.4g}, where its type allows {limit:.4g}"
-
-
 def expected_rows(
     source: OpenedSource, job: Job, plan: TensorPlan, start: int, stop: int
 ) -> torch.Tensor:
@@ -159,44 +156,19 @@ class _Reading:
             fault = f"its shape is {described.shape}, but the source makes it {plan.shape}"
             return replace(described, faults=(fault,))
         try:
-            found = self._found(job, plan)
+            found = self.found(job, plan)
         except (QconvError, ValueError, RuntimeError) as error:
             return replace(described, faults=(f"it cannot be decoded: {error}",))
         return self._judged(job, plan, described, found)
 
-    def settled(self, result: TensorResult, jobs: Sequence[tuple[Job, TensorPlan]]) -> TensorResult:
-        """A changed vector is a wrong one unless weights of its block were changed to match."""
-        if not result.rescaled or len(result.shape) > 1:
-            return result
-        job, plan = next(each for each in jobs if each[1].name == result.name)
-        found, source = self._found(job, plan)[0], self._expected(job, plan, 0, 1).float()[0]
-        precision = float_limit(self.match.reader.tensors[plan.name].dtype) or 0.0
-        weights = [self._beside(*each) for each in near((job, plan), jobs)]
-        why = unanswered(found, source, precision, weights)
-        answered = replace(result, limit=None)  # which a rescaling is not held to
-        if why is None:
-            return answered
-        told = f"{_far(result.relative_error, result.limit)}: {why.words}"
-        if not why.sure:
-            return replace(answered, warnings=(*result.warnings, told))
-        return replace(result, rescaled=False, faults=(*result.faults, told))
-
-    def _beside(self, job: Job, plan: TensorPlan, own: bool) -> Beside:  # noqa: FBT001 - as near gives it
-        every = 1 if own else max(1, job.rows // VALUES)
-        return Beside(
-            found=self._found(job, plan)[::every].clone(),
-            source=self._expected(job, plan, 0, job.rows)[::every].float(),
-            grid=self.match.grid(plan),
-            own=own,
-        )
-
-    def _found(self, job: Job, plan: TensorPlan) -> torch.Tensor:
+    def found(self, job: Job, plan: TensorPlan) -> torch.Tensor:
+        """A tensor of the artifact as decoded, (rows, columns) float32."""
         return self.match.reader.read(plan.name).reshape(job.rows, job.columns)
 
     def _judged(
         self, job: Job, plan: TensorPlan, described: TensorResult, found: torch.Tensor
     ) -> TensorResult:
-        expected = partial(self._expected, job, plan)
+        expected = partial(self.expected, job, plan)
         stored = self.match.reader.tensors[plan.name].dtype
         limit = None if self.match.grid(plan) else float_limit(stored)
         if limit is not None and stored == "F16":
@@ -207,8 +179,8 @@ class _Reading:
         judge = _Judge(limit=limit or 0.0, rounding=rounding, columns=self._columns(job, plan))
         comparison = judge.compared(found, expected)
         if rounding is None and judge.limit >= 1:  # all of it is below float16's smallest value
-            told = (no_better_than_zeros(1.0),)
-            comparison = replace(comparison, faults=(), warnings=told)
+            nothing = (no_better_than_zeros(1.0),)
+            comparison = replace(comparison, faults=(), warnings=nothing)
         changed = math.isfinite(comparison.relative_error) and (
             bool(comparison.faults) or comparison.relative_error > judge.limit
         )
@@ -218,9 +190,9 @@ class _Reading:
                 return replace(described, rescaled=True, **again)
         faults = list(comparison.faults)
         if comparison.relative_error > judge.limit:
-            far = _far(comparison.relative_error, judge.limit)
+            told = far(comparison.relative_error, judge.limit)
             whose = list(whose_values(found, expected(0, min(job.rows, ROWS)), plan, self.source))
-            faults = [far, *whose] if whose else [far, *faults]
+            faults = [told, *whose] if whose else [told, *faults]
         return replace(
             described,
             relative_error=comparison.relative_error,
@@ -234,7 +206,7 @@ class _Reading:
         self, job: Job, plan: TensorPlan, found: torch.Tensor, judge: _Judge
     ) -> dict[str, Any] | None:
         """What a comparison with the source's channels rescaled gives; None: explains nothing."""
-        source = self._expected(job, plan, 0, job.rows).float()
+        source = self.expected(job, plan, 0, job.rows).float()
         if job.rows == 1:
             again = compare(found, lambda a, b: source[a:b], judge.columns)
             return _figures(again, judge.limit)
@@ -256,7 +228,8 @@ class _Reading:
         rounding = max(judge.rounding, rounding_error(grid, sample))
         return replace(judge, limit=min(1.0, rounding * BEYOND_ROUNDING), rounding=rounding)
 
-    def _expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+    def expected(self, job: Job, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` of it as the source has them, (rows, columns)."""
         return expected_rows(self.source, job, plan, start, stop)
 
     def _columns(self, job: Job, plan: TensorPlan) -> int:
@@ -277,8 +250,8 @@ class _Reading:
 
         wanted = sampled_rows(job.rows, job.columns, grid)
         if plan.arrangement == "transposed" or len(wanted) == job.rows:
-            return self._expected(job, plan, 0, len(wanted)).float()
-        rows = [self._expected(job, plan, at, at + 1) for at in wanted]
+            return self.expected(job, plan, 0, len(wanted)).float()
+        rows = [self.expected(job, plan, at, at + 1) for at in wanted]
         return torch.cat(rows).float()
 
 

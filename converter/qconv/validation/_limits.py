@@ -47,6 +47,34 @@ def float_limit(stored: str) -> float | None:
     return _FLOATS.get(stored)
 
 
+def rounding_step(values: torch.Tensor, stored: str) -> torch.Tensor:
+    """What rounding to a float type changes values by at most; zero for what is none.
+
+    That is half a unit in the last place, of the smallest normal number for what is below it.
+
+    values: (channels,), as stored; the result too, float64
+    """
+    import torch
+
+    types = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    size = values.double().abs()
+    if stored not in types:
+        return torch.zeros_like(size)
+    known = torch.finfo(types[stored])
+    exponent = size.clamp_min(known.smallest_normal).log2().floor()
+    return torch.exp2(exponent) * known.eps / 2
+
+
+def far(error: float | None, limit: float | None) -> str:
+    """How far a tensor is from what it may be, in words."""
+    return f"relative error {error:.4g}, where its type allows {limit:.4g}"
+
+
 def underflow(rows: torch.Tensor) -> float:
     """Twice the relative error of rows in float16, whose small values lose bits."""
     import torch

@@ -12,17 +12,15 @@ of that is allowed, which 10 % at 4 bits and 2 % at 8 bits are beyond. Two bits 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
-    from qconv.conversion._slabs import Job
     from qconv.grids import Grid
-    from qconv.plugin import TensorPlan
 
 #: Standard errors that a channel may be off: with 10^5 channels, chance comes to 4.5.
 _ERRORS = 6.0
@@ -57,10 +55,8 @@ _LEFT = 0.3
 #: Median, in standard errors, from which on the rows of a weight were rescaled, too.
 _SPREAD = 2.0
 
-#: Rows that are looked at, about: 4 bits leave 0.2 % of the error.
-VALUES = 2048
-
-_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+#: A value that came out below one step of rounding tells nothing, if it was below so many before.
+_STEPS = 256.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,20 +96,20 @@ class _Off:
     clipped: torch.Tensor
     lost: torch.Tensor
 
-    def wrong(self, precision: float) -> torch.Tensor:
-        """Channels further off than chance, (channels,) bool."""
+    def wrong(self, precision: torch.Tensor) -> torch.Tensor:
+        """Channels further off than chance, (channels,) bool. precision: of the vector's values."""
         told = self.off[~self.off.isnan()]
         shrunk = float(told.median().clamp(-_SHRUNK, _SHRUNK)) if len(told) else 0.0
         allowed = _ERRORS * self.error + self.clipped + _ALONG * self.lost + _FLOOR + precision
         return (self.off - shrunk).abs() > allowed
 
-    def spread(self, precision: float) -> float:
+    def spread(self, precision: torch.Tensor) -> float:
         """How far channels are off, in standard errors: root mean square of all but a few."""
         told = ~self.off.isnan()
         if int(told.sum()) <= _TOLD * len(told):
             return math.inf
         off = self.off[told]
-        error = (self.error[told].square() + precision**2).sqrt()
+        error = (self.error[told].square() + precision[told].square()).sqrt()
         errors = ((off - off.median()) / error).abs().sort().values
         return float(errors[: max(1, int(len(errors) * (1 - _WRONG)))].square().mean().sqrt())
 
@@ -126,25 +122,89 @@ class Mismatch:
     sure: bool
 
 
-def unanswered(
-    found: torch.Tensor, source: torch.Tensor, precision: float, weights: Sequence[Beside]
-) -> Mismatch | None:
-    """What is wrong with a changed vector; None where the weights of its block undo the change.
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A vector as what its channels multiply by, and what weights say of that so far.
 
-    found, source: (channels,) float32
-    precision: relative rounding error of the type that the vector is stored in
+    ratio: (channels,) float32, of the changed vector to the source's; NaN where it tells nothing
+    precision: (channels,) float64, what rounding to the stored type does to it, as a logarithm
+    said: with its spread, for each weight that may answer
     """
+
+    ratio: torch.Tensor
+    precision: torch.Tensor
+    said: list[tuple[float, _Off]] = field(default_factory=list)
+
+    def take(self, weight: Beside) -> None:
+        if weight.channels != len(self.ratio):
+            return
+        off = _off(weight, self.ratio)
+        spread = off.spread(self.precision)
+        if spread <= _LIKE * _ANSWERS:  # others would never count
+            self.said.append((spread, off))
+
+    def answer(self) -> tuple[float, _Off] | None:
+        """What the weights that answer best say together, and the spread of the best.
+
+        None where none does. Which ones read a norm is not known: those do of which the fewest
+        channels stick out.
+        """
+        import torch
+
+        nearest = min((spread for spread, _ in self.said), default=math.inf)
+        if nearest > _ANSWERS:
+            return None
+        said = [each for spread, each in self.said if spread <= _LIKE * nearest]
+        weigh = torch.stack([each.error.square().reciprocal().nan_to_num(0.0) for each in said])
+        total = weigh.sum(0)  # of a channel that none tells, 0: it stays without a figure
+
+        def mean(values: list[torch.Tensor]) -> torch.Tensor:
+            return (weigh * torch.stack([each.nan_to_num(0.0) for each in values])).sum(0) / total
+
+        off, clipped, lost = (
+            mean([getattr(each, name) for each in said]) for name in ("off", "clipped", "lost")
+        )
+        return nearest, _Off(off, total.rsqrt(), clipped, lost)
+
+
+class Change:
+    """A changed vector, and what the weights of its block say of it, taken one at a time.
+
+    Of a weight four figures per channel are kept, and only where it may answer.
+    """
+
+    def __init__(self, found: torch.Tensor, source: torch.Tensor, step: torch.Tensor) -> None:
+        """A vector as stored, and as the source has it.
+
+        found, source: (channels,)
+        step: (channels,) what rounding to the stored type may have changed ``found`` by
+        """
+        self._forms = list(_forms(found.double(), source.double(), step.double()))
+
+    def take(self, weight: Beside) -> None:
+        """Compare the change with what became of a weight."""
+        for form in self._forms:
+            form.take(weight)
+
+    def mismatch(self) -> Mismatch | None:
+        """What is wrong with the vector; None where the weights taken undo its change."""
+        answers = [(form, told) for form in self._forms if (told := form.answer()) is not None]
+        if not answers:
+            return Mismatch(words="no weight of its block undoes its change", sure=True)
+        form, (_, off) = min(answers, key=lambda each: each[1][0])
+        return _told(off.wrong(form.precision), off)
+
+
+def _forms(found: torch.Tensor, source: torch.Tensor, step: torch.Tensor) -> Iterator[_Form]:
+    """Norms are of two kinds: a channel is multiplied by the value, or by one more than it."""
     import torch
 
-    said: list[tuple[float, _Off]] = []
-    for ratio in (found / source, (1 + found) / (1 + source)):  # norms of two kinds
-        known = torch.where(ratio.isnan(), torch.ones_like(ratio), ratio)
-        if bool(((known > 0) & known.isfinite()).all()):
-            said += _answers(known, precision, weights)
-    if not said:
-        return Mismatch(words="no weight of its block undoes its change", sure=True)
-    _, off = min(said, key=lambda each: each[0])
-    return _told(off.wrong(precision), off)
+    for mine, theirs in ((found, source), (1 + found, 1 + source)):
+        loose = step / mine.abs()  # of one more than a value, more than of the value
+        told = (theirs.abs() > _STEPS * step) | (loose < 0.5)
+        ratio = torch.where(told, mine / theirs, torch.full_like(mine, float("nan")))
+        if bool(((ratio[told] > 0) & ratio[told].isfinite()).all()):
+            yield _Form(ratio.float(), -torch.log1p(-loose.nan_to_num(0.5).clamp(max=0.5)))
 
 
 def _told(wrong: torch.Tensor, off: _Off) -> Mismatch | None:
@@ -162,53 +222,28 @@ def _told(wrong: torch.Tensor, off: _Off) -> Mismatch | None:
     )
 
 
-def _answers(
-    ratio: torch.Tensor, precision: float, weights: Sequence[Beside]
-) -> list[tuple[float, _Off]]:
-    """What the weights that answer the vector best say together, and the spread of the best.
-
-    Nothing where none does.
-
-    Which ones read a norm is not known: those do of which the fewest channels stick out.
-    """
-    import torch
-
-    every = [_off(each, ratio) for each in weights if each.channels == len(ratio)]
-    spreads = [each.spread(precision) for each in every]
-    nearest = min(spreads, default=math.inf)
-    if nearest > _ANSWERS:
-        return []
-    said = [each for each, spread in zip(every, spreads, strict=True) if spread <= _LIKE * nearest]
-    weigh = torch.stack([each.error.square().reciprocal().nan_to_num(0.0) for each in said])
-    total = weigh.sum(0)  # of a channel that none tells, 0: it stays without a figure
-
-    def mean(values: list[torch.Tensor]) -> torch.Tensor:
-        return (weigh * torch.stack([each.nan_to_num(0.0) for each in values])).sum(0) / total
-
-    off, clipped, lost = (
-        mean([getattr(each, name) for each in said]) for name in ("off", "clipped", "lost")
-    )
-    return [(nearest, _Off(off, total.rsqrt(), clipped, lost))]
-
-
 def _off(weight: Beside, ratio: torch.Tensor) -> _Off:
     """One weight beside what the vector makes of its source.
 
-    ratio: (channels,) of the changed vector to the source's
+    ratio: (channels,) of the changed vector to the source's; where it is NaN, what the weight
+        says is taken, so that the channel does not change how others are rounded
     """
     import torch
 
     source, found = weight.source, weight.found
-    made = source * ratio[:, None] if weight.own else source / ratio
-    made = made * _others(made, found, dim=0 if weight.own else 1)
+    dim = 1 if weight.own else 0
+    fits = _factors(source, found, dim)[0].float()
+    fits = torch.where(fits > 0, fits, torch.ones_like(fits))
+    factor = torch.where(ratio.isnan(), fits, ratio if weight.own else ratio.reciprocal())
+    made = source * factor.unsqueeze(dim)
+    made = made * _others(made, found, dim=1 - dim)
     rounded = made
     if weight.grid is not None:
         codes, parameters = weight.grid.quantize(made.contiguous())
         rounded = weight.grid.decode(codes, parameters)
-    dim = 1 if weight.own else 0
     mine, mine_error = _factors(made, found, dim)
     theirs, their_error = _factors(made, rounded, dim)
-    tells = (mine > _LEFT) & (theirs > _LEFT)
+    tells = (mine > _LEFT) & (theirs > _LEFT) & ~ratio.isnan()
     nothing = torch.full_like(mine, float("nan"))
     error = ((mine_error / mine).square() + (their_error / theirs).square()).sqrt()
     return _Off(
@@ -242,27 +277,3 @@ def _factors(
     factor = (source * found).sum(dim, keepdim=True) / size
     left = (found - factor * source).square().mean(dim, keepdim=True)
     return factor.squeeze(dim), (left / size).sqrt().squeeze(dim)
-
-
-def near(
-    vector: tuple[Job, TensorPlan], jobs: Sequence[tuple[Job, TensorPlan]]
-) -> Iterator[tuple[Job, TensorPlan, bool]]:
-    """Matrices that go with a vector, and whether it is their bias.
-
-    That is the weight it is the bias of, or those of its block with as many columns.
-    """
-    job, plan = vector
-    stem = plan.name.rpartition(".")[0]
-    for other, its in jobs:
-        if other.rows > 1 and its.name.rpartition(".")[0] == stem:
-            yield other, its, True
-            return
-    for other, its in jobs:
-        fits = other.rows > 1 and other.columns == job.columns
-        if fits and _block(its.name) == _block(plan.name):
-            yield other, its, False
-
-
-def _block(name: str) -> str | None:
-    number = _NUMBER.search(name)
-    return None if number is None else number[1]
