@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ import pytest
 
 import qconv
 from qconv.cli._run import run
-from qconv.errors import UsageError
-from qconv.validation import ArtifactResult, LogitsResult, Spread
+from qconv.errors import Unsupported, UsageError
+from qconv.validation import ArtifactResult, LogitsResult, Spread, _relative, _validate
+from qconv.validation._agreement import Agreement
 from qconv.validation._bootstrap import kl_ratio
 from qconv.validation._relative import Validated, with_relative_gates
 from validation.damage import converted, edit_gguf, edit_safetensors, model_at
@@ -54,6 +56,10 @@ def made(source, tmp_path_factory):
 @pytest.fixture(scope="module")
 def baseline(made) -> Path:
     return made(TARGET)
+
+
+def unseen(*_: object) -> None:
+    pass
 
 
 def gate(result, name: str):
@@ -128,6 +134,32 @@ def test_a_baseline_takes_a_depth_that_runs_models(source, made, baseline):
     (result,) = qconv.validate(made(TARGET + ",symmetric=false"), source, **options).artifacts
     found = gate(result, "beats")
     assert (found.status, found.why) == ("unmeasured", "depth bytes runs no model")
+
+
+def test_a_baseline_runs_in_no_engine_and_its_memory_is_not_measured(
+    source, made, baseline, monkeypatch
+):
+    """Predictions of its decoded weights are all that artifacts are held to."""
+    run_in, measured = [], {}
+
+    def engine(host, path, *_):
+        run_in.append(path)
+        raise Unsupported("there is no engine here")
+
+    def memory(path, **options):
+        measured[path] = options["measured"]
+        return None, "nobody measured it"
+
+    monkeypatch.setattr(_validate, "Engine", engine)
+    monkeypatch.setattr(_validate, "device_memory", memory)
+    other = made("safetensors:int4,group_size=32")
+    options = {**FEW, "windows": 2, "depth": "runtime", "measure": True}
+    found = qconv.validate(other, source, baseline=baseline, gates={"engine": 1}, **options)
+    assert run_in == [other]
+    assert measured == {other: True, baseline: False}
+    assert found.baselines[0].logits is not None
+    assert gate(found.baselines[0], "engine") is None
+    assert gate(found.artifacts[0], "engine").status == "unmeasured"
 
 
 def test_a_damaged_baseline_measures_nothing(source, made, baseline, tmp_path):
@@ -215,7 +247,7 @@ def with_windows(path: str, *window_kl: float) -> Validated:
 
 
 def beaten(mine: Validated, theirs: Validated):
-    (result,) = with_relative_gates([mine], [theirs], None, {})
+    (result,) = with_relative_gates([mine], [theirs], None, {}, progress=unseen)
     return gate(result, "beats")
 
 
@@ -311,6 +343,35 @@ def test_formats_of_two_backends_are_compared_by_the_names_of_the_source(source,
     found = beside(gguf, other, source)
     assert found.status == "fail"
     assert "but not 'model.layers.1.self_attn.q_proj.weight'" in found.why
+
+
+def test_each_artifact_is_compared_with_one_of_each_method_before_it(monkeypatch):
+    compared = []
+
+    def told(one, other, source, *, progress):
+        compared.append((one, other))
+        same = one[0] == other[0]
+        return Agreement(
+            same=same, equal=same, worst=0.0 if same else 0.9, tensor="up", differing=0, compared=1
+        )
+
+    monkeypatch.setattr(_relative, "agreement", told)
+    made = [replace(with_windows(path, 0.1), match=path) for path in ("a1", "a2", "b1", "b2", "a3")]
+    results = with_relative_gates(made, [], None, {}, progress=unseen)
+    words = [getattr(gate(each, "agrees"), "why", None) for each in results]
+    assert [each and each.rpartition(" ")[2] for each in words] == [None, "a1", None, "b1", "a1"]
+    others = [("a1", "a2"), ("a1", "b1"), ("a1", "b2"), ("b1", "b2"), ("a1", "a3")]
+    assert compared == others
+
+
+def test_a_comparison_of_artifacts_tells_how_far_it_is(source, made, tmp_path):
+    gguf = made("gguf:q4_0")
+    other = Path(shutil.copy(gguf, tmp_path / "other.gguf"))
+    seen = []
+    qconv.validate([gguf, other], source, depth="bytes", progress=lambda *each: seen.append(each))
+    beside = [(done, total) for name, done, total in seen if name.startswith("model.layers.")]
+    assert [done for done, _ in beside] == sorted({done for done, _ in beside})
+    assert {total for _, total in beside} == {seen[-1][1]}  # it ends when all is done
 
 
 def test_what_cannot_be_decoded_is_a_fault_and_no_crash(source, made, tmp_path):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qconv._sources import OpenedSource
+    from qconv.validation._bytes import Progress
     from qconv.validation._matching import Match
 
 #: Two roundings of a weight are one method's up to this distance, as a share of what the first
@@ -69,11 +70,15 @@ def differing_grid(one: Mapping[str, str], other: Mapping[str, str]) -> str | No
     return next((name for name in {**one, **other} if one.get(name) != other.get(name)), None)
 
 
-def agreement(one: Match, other: Match, source: OpenedSource) -> Agreement | None:
+def agreement(
+    one: Match, other: Match, source: OpenedSource, *, progress: Progress
+) -> Agreement | None:
     """Compare two artifacts, as decoded; None where the weights of their blocks lie otherwise.
 
     It stops when too many tensors are otherwise for the same method. Peak memory: four decoded
     tensors in float32.
+
+    progress: called with a tensor's name, weights compared and weights to compare
     """
     grids, others = grids_of(one), grids_of(other)
     names = [name for name in grids if grids[name] == others.get(name)]
@@ -82,8 +87,12 @@ def agreement(one: Match, other: Match, source: OpenedSource) -> Agreement | Non
         return None
     pair = DecodedArtifact(one, source), DecodedArtifact(other, source)
     found: dict[str, float] = {}
+    infos = source.model.tensors
+    done, total = 0, sum(infos[name].numel for name in names)
     for name in names:
         found[name] = _distance(pair, source, name)
+        done += infos[name].numel
+        progress(name, done, total)
         if sum(each > ALIKE for each in found.values()) > _OTHERS * len(names):
             break
     return _told(found, len(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qconv.errors import QconvError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from qconv._sources import OpenedSource
+    from qconv.validation._bytes import Progress
     from qconv.validation._matching import Match
 
 
@@ -38,16 +39,19 @@ def with_relative_gates(
     baselines: Sequence[Validated],
     source: OpenedSource,
     gates: Mapping[str, float],
+    *,
+    progress: Progress,
 ) -> tuple[ArtifactResult, ...]:
     """The results, each with its gates beside the baseline and the artifacts before it.
 
     gates: limits asked for, by name
+    progress: called with a tensor's name, weights compared and weights to compare
     """
-    made = []
-    for place, each in enumerate(artifacts):
-        agrees = _agrees(place, artifacts, source, gates)
-        made.append(_with(each.result, _beats(each, baselines, gates), *agrees))
-    return tuple(made)
+    agreeing = _Agreeing(source, gates.get("agrees"), progress, alone=len(artifacts) == 1)
+    return tuple(
+        _with(each.result, _beats(each, baselines, gates), *agreeing.gates(each))
+        for each in artifacts
+    )
 
 
 def _with(
@@ -128,41 +132,56 @@ def _silence(result: ArtifactResult) -> str:
     return whys[0] if whys else "the model has no head that predicts tokens"
 
 
-def _agrees(
-    place: int,
-    artifacts: Sequence[Validated],
-    source: OpenedSource,
-    gates: Mapping[str, float],
-) -> Iterator[GateResult]:
-    """At most one gate: beside the first of the artifacts before it that should be the same."""
-    asked = gates.get("agrees")
-    earlier = artifacts[:place]
-    found = [
-        (each.result.path, told)
-        for each in earlier
-        if (told := _agreement(each, artifacts[place], source)) is not None
-    ]
-    like = next((each for each in found if each[1].same), found[0] if found else None)
-    if like is None:
-        if asked is not None and (earlier or len(artifacts) == 1):
-            reason = "no artifact before it lies on its grids"
-            yield _gate("agrees", None, asked, "unmeasured", reason)
-        return
-    path, told = like
-    if asked is not None or told.same:
-        limit = asked if asked is not None else 0.0 if told.equal else ALIKE
-        status: Status = "pass" if told.worst <= limit else "fail"
-        yield _gate("agrees", told.worst, limit, status, _words(path, told))
+@dataclass(slots=True)
+class _Agreeing:
+    """Artifacts beside those before them: one of each that hold the same values is enough.
 
+    asked: the limit, where one was asked for
+    alone: there is a single artifact
+    kinds: the first artifact of each grid and method so far
+    """
 
-def _agreement(one: Validated, other: Validated, source: OpenedSource) -> Agreement | None:
-    """None where they are not on one grid, or one of them cannot be decoded."""
-    if one.match is None or other.match is None:
-        return None
-    try:
-        return agreement(one.match, other.match, source)
-    except (QconvError, ValueError, RuntimeError):  # told as a fault of the tensor
-        return None
+    source: OpenedSource
+    asked: float | None
+    progress: Progress
+    alone: bool
+    kinds: list[Validated] = field(default_factory=list)
+
+    def gates(self, artifact: Validated) -> Iterator[GateResult]:
+        """At most one gate: beside the first artifact that should be the same."""
+        asked, first = self.asked, not self.kinds
+        like = self._like(artifact)
+        if like is None or not like[1].same:
+            self.kinds.append(artifact)
+        if like is None:
+            if asked is not None and (not first or self.alone):
+                reason = "no artifact before it lies on its grids"
+                yield _gate("agrees", None, asked, "unmeasured", reason)
+            return
+        path, told = like
+        if asked is not None or told.same:
+            limit = asked if asked is not None else 0.0 if told.equal else ALIKE
+            status: Status = "pass" if told.worst <= limit else "fail"
+            yield _gate("agrees", told.worst, limit, status, _words(path, told))
+
+    def _like(self, artifact: Validated) -> tuple[str, Agreement] | None:
+        """The first that is the same, or else the first on its grids; None: there is none."""
+        other = None
+        for each in self.kinds:
+            told = self._agreement(each, artifact)
+            if told is not None and told.same:
+                return each.result.path, told
+            other = other or (None if told is None else (each.result.path, told))
+        return other
+
+    def _agreement(self, one: Validated, other: Validated) -> Agreement | None:
+        """None where they are not on one grid, or one of them cannot be decoded."""
+        if one.match is None or other.match is None:
+            return None
+        try:
+            return agreement(one.match, other.match, self.source, progress=self.progress)
+        except (QconvError, ValueError, RuntimeError):  # told as a fault of the tensor
+            return None
 
 
 def _words(path: str, told: Agreement) -> str:

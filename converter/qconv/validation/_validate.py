@@ -53,6 +53,9 @@ WINDOWS, WINDOW_LENGTH = 32, 512
 #: Tokens of a sequence for which memory is predicted.
 CONTEXT = 4096
 
+#: Gates of what a baseline is not run for.
+_OF_ENGINES = ("engine", "vram")
+
 #: Why predictions are unmeasured where nobody asked for them.
 _NOT_RUN = "depth bytes runs no model"
 
@@ -102,12 +105,18 @@ def run(request: Request, host: Host, *, progress: Progress) -> Validation:
     with open_source(request.against, host) as source:
         windows = _Windows(request, source)
         found = {
-            path: _Validating(request, host, source, windows, path, progress).validated()
+            path: _Validating(
+                _asked_of(path, request), host, source, windows, path, progress
+            ).validated()
             for path in dict.fromkeys((*request.baselines, *request.artifacts))
         }
         baselines = [found[path] for path in request.baselines]
         results = with_relative_gates(
-            [found[path] for path in request.artifacts], baselines, source, request.gates
+            [found[path] for path in request.artifacts],
+            baselines,
+            source,
+            request.gates,
+            progress=progress,
         )
         digest = source_digest(source)
     return Validation(
@@ -121,6 +130,15 @@ def run(request: Request, host: Host, *, progress: Progress) -> Validation:
         command=request.command,
         baselines=tuple(each.result for each in baselines),
     )
+
+
+def _asked_of(path: Path, request: Request) -> Request:
+    """What is asked of an artifact: of one that is but a baseline, predictions and no more."""
+    if path in request.artifacts:
+        return request
+    depth: Depth = "model" if request.depth == "runtime" else request.depth
+    gates = {name: limit for name, limit in request.gates.items() if name not in _OF_ENGINES}
+    return replace(request, depth=depth, measure=False, gates=gates)
 
 
 def _check(request: Request) -> None:
