@@ -22,7 +22,7 @@ def measured(kl: float = 0.03, **figures: float) -> gates.Measured:
 
 
 def test_figures_at_half_of_their_limits_are_well():
-    assert measured().shares() == pytest.approx(dict.fromkeys(gates.LOSSLESS, 0.5))
+    assert measured().shares() == pytest.approx(dict.fromkeys(gates.FIGURES, 0.5))
     assert list(gates.judged([measured()])) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -38,6 +39,15 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def first_of(told: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first so many of what there is to say, and how many more there are."""
+    said = separator.join(told[:most])
+    if len(told) <= most:
+        return said
+    before = " " if separator == ", " else separator
+    return f"{said}{before}and {len(told) - most} more"
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import qconv
-from qconv.validation._class_limits import CLASSES, limit_for
+from qconv.validation._class_limits import CLASSES, LOSSLESS, limit_for
 
 #: Target and method.
 SOUND = (
@@ -37,8 +37,8 @@ SOUND = (
     ("gguf:q3_k_m", "rtn"),
     ("gguf:q2_k", "rtn"),
 )
-#: Figures that have default limits, and what each is of a model that lost nothing.
-LOSSLESS = {"kl": 0.0, "kl_p99": 0.0, "top1": 1.0, "ppl": 1.0}
+#: Figures that have default limits.
+FIGURES = ("kl", "kl_p99", "top1", "ppl")
 
 #: The worst sound artifact of a class must take this share of a limit, or the limit is too wide.
 LEAST = 0.3
@@ -57,7 +57,8 @@ class Measured:
     def shares(self) -> dict[str, float]:
         """What each figure takes of its limit."""
         found = {}
-        for name, lossless in LOSSLESS.items():
+        for name in FIGURES:
+            lossless = LOSSLESS.get(name, 0.0)
             limit = limit_for(self.grid_class, name, self.weights)
             if limit is not None:
                 found[name] = (self.figures[name] - lossless) / (limit - lossless)
@@ -73,7 +74,7 @@ def main() -> int:
     parser.add_argument("--window-length", type=int, default=512)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    print(f"{'target':34}{'method':13}{'class':19}" + "".join(f"{n:>18}" for n in LOSSLESS))
+    print(f"{'target':34}{'method':13}{'class':19}" + "".join(f"{n:>18}" for n in FIGURES))
     found = []
     for target, method in SOUND:
         if given.only not in f"{target} {method}":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qconv._words import first_of
 from qconv.cli._sizes import format_bytes, format_count, format_seconds, parse_share, parse_size
 from qconv.errors import UsageError
 
@@ -76,3 +77,10 @@ def test_numbers_for_people_are_short() -> None:
     assert [format_count(n) for n in (5, 134_515_008)] == ["5", "134.5 M"]
     times = [format_seconds(n) for n in (0.42, 9.96, 12.1, 59.5, 200, 7500)]
     assert times == ["0.4 s", "10.0 s", "13 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_what_there_is_to_say_is_said_up_to_a_number():
+    assert first_of(["a", "b"], 2) == "a, b"
+    assert first_of(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert first_of(["a", "b", "c"], 2, "; ") == "a; b; and 1 more"
+    assert first_of([], 2) == ""

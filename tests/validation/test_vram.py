@@ -14,6 +14,7 @@ import qconv
 import qconv.model
 from qconv.cli._run import run
 from qconv.errors import NotEnoughResources
+from qconv.memory import VramResult
 from qconv.validation import _vram
 from qconv.validation._vram import asks_to_measure
 from validation.damage import model_at, validated
@@ -138,3 +139,15 @@ def test_at_depth_runtime_on_cuda_memory_is_measured_unasked(
 def test_a_device_that_is_not_there_is_told_elsewhere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert asks_to_measure(None, "runtime", "cuda") is False
+
+
+def test_what_was_measured_lies_inside_above_or_below_the_range():
+    predicted = VramResult(
+        low=10, high=20, context=1, batch=1, cache_type="f16", runtime="llama.cpp", parts={}
+    )
+
+    def place(nbytes: int) -> str:
+        return predicted.beside(nbytes, device="cpu", by="a card", figures={}).place(str)
+
+    assert [place(n) for n in (10, 20)] == ["inside the range", "inside the range"]
+    assert [place(n) for n in (7, 25)] == ["3 below the range", "5 above the range"]

@@ -111,12 +111,7 @@ def _render_measurement(made: Measurement) -> None:
     write_line(f"predicted for this run: {_size(result.low)} to {_size(result.high)}")
     for line in result.assumptions:
         write_line(f"assumed: {line}")
-    outside = result.error
-    if outside:
-        side = "above" if outside > 0 else "below"
-        write_line(f"that is {_size(abs(outside))} {side} the range")
-    else:
-        write_line("that is within the range")
+    write_line(f"that is {result.place(_size)}")
 
 
 def _ways(verdict: Verdict, context: int) -> list[str]:

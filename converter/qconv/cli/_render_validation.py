@@ -123,12 +123,8 @@ def _render_vram(vram: VramResult) -> None:
         write_line(f"  unmeasured: {printable(vram.reason)}")
     if vram.measured is None:
         return
-    beside = "inside the range"
-    if vram.error:
-        side = "above" if vram.error > 0 else "below"
-        beside = f"{format_bytes(abs(vram.error))} {side} the range"
     write_line(
-        f"  measured on {vram.device}: {format_bytes(vram.measured)}, {beside} "
+        f"  measured on {vram.device}: {format_bytes(vram.measured)}, {vram.place(format_bytes)} "
         f"(by {printable(vram.by or 'qconv')})"
     )
     for name, nbytes in vram.figures.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 
@@ -48,6 +48,15 @@ class VramResult:
         if self.measured is not None:
             outside = min(0, self.measured - self.low) + max(0, self.measured - self.high)
         object.__setattr__(self, "error", outside)
+
+    def place(self, size: Callable[[int], str]) -> str:
+        """Where what was measured lies: ``inside the range``, ``1.0 MB above the range``.
+
+        size: bytes in words
+        """
+        if not self.error:
+            return "inside the range"
+        return f"{size(abs(self.error))} {'above' if self.error > 0 else 'below'} the range"
 
     def beside(
         self, measured: int, *, device: str, by: str, figures: Mapping[str, int]

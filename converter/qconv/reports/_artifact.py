@@ -252,8 +252,6 @@ def _memory(vram: VramResult | None) -> Iterable[Child]:
     if vram.measured is None:
         yield quiet(f"{UNMEASURED}: {vram.reason}")
         return
-    outside = vram.error or 0
-    side = "inside" if not outside else "above" if outside > 0 else "below"
     yield pairs(
         [
             (f"on {vram.device}, by {vram.by}", size(vram.measured)),
@@ -261,7 +259,7 @@ def _memory(vram: VramResult | None) -> Iterable[Child]:
                 f"predicted for this run, in {vram.runtime}",
                 f"{size(vram.low)} to {size(vram.high)}",
             ),
-            ("which it is", f"{size(abs(outside))} {side}" if outside else side),
+            ("it lies", vram.place(size)),
             *((name.replace("_", " "), size(nbytes)) for name, nbytes in vram.figures.items()),
         ]
     )

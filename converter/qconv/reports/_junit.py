@@ -6,8 +6,10 @@ says so in its output. Form: https://github.com/testmoapp/junitxml
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from qconv._words import first_of
 
 from ._figures import gate_words, labels
 from ._markup import Markup, element
@@ -81,20 +83,15 @@ def _cases(artifact: ArtifactResult, name: str) -> Iterable[_Case]:
         *(f"{each.name}: {warning}" for each in artifact.tensors for warning in each.warnings),
     ]
     if faults:
-        yield _Case(name, "bytes", "failure", _listed(faults))
+        yield _Case(name, "bytes", "failure", first_of(faults, _FAULTS, "; "))
     elif warnings:
-        yield _Case(name, "bytes", "system-out", _listed(warnings))
+        yield _Case(name, "bytes", "system-out", first_of(warnings, _FAULTS, "; "))
     elif artifact.tensors:
         yield _Case(name, "bytes")
     else:
         yield _Case(name, "bytes", "skipped", "no tensor was compared")
     for gate in artifact.gates:
         yield _gate(gate, name)
-
-
-def _listed(told: Sequence[str]) -> str:
-    more = f"; and {len(told) - _FAULTS} more" if len(told) > _FAULTS else ""
-    return "; ".join(told[:_FAULTS]) + more
 
 
 def _gate(gate: GateResult, suite: str) -> _Case:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from qconv._words import first_of
 from qconv.conversion._ahead import torch_threads
 from qconv.conversion._work import Rows
 from qconv.errors import QconvError
@@ -33,7 +34,7 @@ from qconv.validation._results import TensorResult
 from qconv.validation._settling import settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import torch
 
@@ -107,16 +108,11 @@ def _unaccounted(match: Match) -> tuple[tuple[str, ...], tuple[str, ...]]:
     extra = [name for name in there if name not in planned]
     if not missing:
         return (), (not_planned(extra),) if extra else ()
-    faults = [f"{len(missing)} tensors are missing: {_listed(missing)}"]
+    faults = [f"{len(missing)} tensors are missing: {first_of(missing, _LISTED)}"]
     if extra:
-        named = _listed([f"{name!r}" for name in extra])
+        named = first_of([repr(name) for name in extra], _LISTED)
         faults.append(f"{len(extra)} tensors are none of the source's: {named}")
     return tuple(faults), ()
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _described(match: Match, plan: TensorPlan) -> TensorResult:
