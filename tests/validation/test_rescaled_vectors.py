@@ -259,12 +259,18 @@ class Counted:
             weight = normal(ROWS, CHANNELS, seed=each)
             self.tensors[f"layers.0.{each}.up"] = (rounded(weight * factors), weight)
         dtypes = {name: SimpleNamespace(dtype="F32") for name in self.tensors}
-        self.match = SimpleNamespace(grid=lambda _: GRID, reader=SimpleNamespace(tensors=dtypes))
+        self.match = SimpleNamespace(
+            grid=lambda plan: GRID if len(self.tensors[plan.name][0]) == ROWS else None,
+            reader=SimpleNamespace(tensors=dtypes),
+        )
 
     def jobs(self):
         for name, (found, _) in self.tensors.items():
-            rows = ROWS if found.dim() > 1 else 1
-            yield SimpleNamespace(rows=rows, columns=CHANNELS), SimpleNamespace(name=name)
+            rows = found.numel() // CHANNELS
+            yield (
+                SimpleNamespace(rows=rows, columns=CHANNELS),
+                SimpleNamespace(name=name, shape=found.shape),
+            )
 
     def found(self, job, plan) -> torch.Tensor:
         self.reads.append(plan.name)
@@ -279,6 +285,32 @@ class Counted:
         return self.tensors[plan.name][1].reshape(job.rows, job.columns)[start:stop]
 
 
+def changed_vector(name: str, *shape: int) -> TensorResult:
+    return TensorResult(
+        name=name,
+        shape=shape,
+        grid="F32",
+        bits_per_weight=32,
+        relative_error=0.2,
+        limit=1e-7,
+        rescaled=True,
+    )
+
+
+def test_a_matrix_of_one_row_goes_with_the_columns_of_its_block(factors):
+    """As the gate of shared experts does, which reads their norm."""
+    values, source = Counted(factors), normal(1, CHANNELS, seed=50)
+    values.tensors["layers.0.gate"] = (source * factors, source)
+    values.match.reader.tensors["layers.0.gate"] = SimpleNamespace(dtype="BF16")
+    gate = changed_vector("layers.0.gate", 1, CHANNELS)
+    (found,) = _settling.settled([gate], list(values.jobs()), values)
+    assert (found.limit, found.faults) == (None, ())
+    values.tensors["layers.0.gate"][0][0, 7] *= 1.3
+    (found,) = _settling.settled([gate], list(values.jobs()), values)
+    assert "channel 7 is off" in found.faults[0]
+    assert not found.rescaled
+
+
 def test_each_weight_is_decoded_once_for_all_norms_and_let_go(factors, monkeypatch):
     values = Counted(factors)
     taken = []
@@ -287,18 +319,7 @@ def test_each_weight_is_decoded_once_for_all_norms_and_let_go(factors, monkeypat
         Change, "take", lambda self, each: (taken.append(each.source.shape[0]), take(self, each))
     )
     monkeypatch.setattr(_settling, "_VALUES", 12 * 128 * CHANNELS)
-    norms = [
-        TensorResult(
-            name=name,
-            shape=(CHANNELS,),
-            grid="F32",
-            bits_per_weight=32,
-            relative_error=0.2,
-            limit=1e-7,
-            rescaled=True,
-        )
-        for name in ("layers.0.a", "layers.0.b")
-    ]
+    norms = [changed_vector(name, CHANNELS) for name in ("layers.0.a", "layers.0.b")]
     found = _settling.settled(norms, list(values.jobs()), values)
     assert [(each.limit, each.faults) for each in found] == [(None, ()), (None, ())]
     assert sorted(values.reads) == sorted(values.tensors)

@@ -62,16 +62,17 @@ def settled(
     there = {use[1].name: use for use in jobs}
     blocks: dict[str | None, list[Use]] = defaultdict(list)
     for each in results:
-        if _changed(each):
+        if each.rescaled and _is_vector(*there[each.name], values):
             blocks[_block(each.name)].append(there[each.name])
     whys: dict[str, Mismatch | None] = {}
     for vectors in blocks.values():
         whys |= _mismatches(vectors, jobs, values)
-    return [_answered(each, whys[each.name]) if _changed(each) else each for each in results]
+    return [_answered(each, whys[each.name]) if each.name in whys else each for each in results]
 
 
-def _changed(result: TensorResult) -> bool:
-    return result.rescaled and len(result.shape) == 1
+def _is_vector(job: Job, plan: TensorPlan, values: Values) -> bool:
+    """Whether it is a norm or a bias, or a matrix of one row that is as exact as those."""
+    return job.rows == 1 and (len(plan.shape) == 1 or values.match.grid(plan) is None)
 
 
 def _answered(result: TensorResult, why: Mismatch | None) -> TensorResult:
@@ -103,8 +104,12 @@ def _mismatches(
 
 
 def _change(job: Job, plan: TensorPlan, values: Values) -> Change:
-    found, source = values.found(job, plan)[0], values.expected(job, plan, 0, 1)[0]
-    return Change(found, source, rounding_step(found, values.match.reader.tensors[plan.name].dtype))
+    """A matrix of one row reads a norm, as others do: its values change as their columns do."""
+    found, source = values.found(job, plan)[0], values.expected(job, plan, 0, 1)[0].float()
+    step = rounding_step(found, values.match.reader.tensors[plan.name].dtype)
+    if len(plan.shape) == 1:
+        return Change(found, source, step)
+    return Change(source, found, step * (source / found).abs().nan_to_num(1.0))
 
 
 def _take(uses: Sequence[tuple[Change, int]], job: Job, plan: TensorPlan, values: Values) -> None:
