@@ -10,6 +10,7 @@ as LDLQ puts it (https://arxiv.org/abs/2307.13304, theorem 6); no matrix need be
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ _LEAST = 1e-6
 #: Of the damping, the share that is even over all inputs: it carries those that correlate with much
 #: stronger ones, and stands for the energy of those that were never seen.
 _EVEN = 0.01
+
+#: Held while torch loads its linear algebra; and the devices for which it has.
+_loading = threading.Lock()
+_loaded: set[torch.device] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,6 +116,7 @@ def factor(gram: torch.Tensor, order: torch.Tensor, damp: float) -> Hessian:
     backwards = order.flip(0)
     H = gram[backwards][:, backwards].double()
     energy = H.diagonal().clone()
+    _load_linear_algebra(H.device)
     for part in _attempts(damp):
         H.diagonal().copy_(_damped(energy, part))
         lower, failed = torch.linalg.cholesky_ex(H)
@@ -129,6 +135,22 @@ def factor(gram: torch.Tensor, order: torch.Tensor, damp: float) -> Hessian:
         f"the Gram matrix of the weight's {len(gram)} inputs is not positive definite with damp up "
         f"to {_MOST:g}, so it is not a sum of squares; calibrate again, or use method rtn"
     )
+
+
+def _load_linear_algebra(device: torch.device) -> None:
+    """Let torch load what it factors with on a GPU, in one thread alone.
+
+    It loads that library with the first call, and two threads at once make it raise "lazy wrapper
+    should be called at most once" (torch 2.11, aten/src/ATen/native/cuda/LinearAlgebraStubs.cpp).
+    """
+    import torch
+
+    if device.type == "cpu":
+        return
+    with _loading:
+        if device not in _loaded:
+            torch.linalg.cholesky_ex(torch.eye(1, dtype=torch.float64, device=device))
+            _loaded.add(device)
 
 
 def _damped(energy: torch.Tensor, part: float) -> torch.Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -16,9 +19,11 @@ from qconv.grids import BlockGrid, CodebookGrid, FloatGrid, SuperBlockGrid, Unif
 from qconv.plugin import API_VERSION
 from qconv.statistics import Statistics, StatisticsSum
 from qconv.testing import check_plugin, check_rounder
+from qconv_gptq import _hessian
 from qconv_gptq._gptq import Gptq
 from qconv_gptq._hessian import factor, rounding_order
 
+GPU = torch.device("cuda", 0)
 INT4 = UniformGrid(bits=4, symmetric=True, group_size=64)
 GRIDS = [
     INT4,
@@ -297,3 +302,36 @@ def test_listing_it_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_that_factor_on_a_gpu_let_torch_load_its_library_in_one_of_them(monkeypatch):
+    seen: list[int] = []
+    within = threading.Semaphore(1)
+
+    def factored(matrix):
+        if not seen:
+            assert within.acquire(blocking=False), "two threads load at once"
+            time.sleep(0.05)
+            within.release()
+        seen.append(len(matrix))
+        return matrix, torch.tensor(0)
+
+    monkeypatch.setattr(_hessian, "_loaded", set())
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", factored)
+    monkeypatch.setattr(torch, "eye", lambda size, **_: torch.zeros(size, size))
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(_hessian._load_linear_algebra, GPU) for _ in range(32)]:
+            done.result()
+    assert seen == [1]
+
+
+def test_on_the_cpu_nothing_is_loaded_beforehand(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", None)
+    _hessian._load_linear_algebra(torch.device("cpu"))
+
+
+def test_factoring_loads_the_library_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_hessian, "_load_linear_algebra", asked.append)
+    factor(torch.eye(4), torch.arange(4), 0.01)
+    assert asked == [torch.device("cpu")]
