@@ -9,6 +9,7 @@ from typing import Any
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 
 _CUDA = "CUDAExecutionProvider"
+_ON_CPU = ["CPUExecutionProvider"]
 
 _BOTH = (
     "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other; "
@@ -55,16 +56,29 @@ def open_session(
     """
     runtime = _runtime()
     wanted = plain_options() if options is None else options
+    providers = _providers(runtime, device)
     try:
-        session = runtime.InferenceSession(file, wanted, providers=_providers(runtime, device))
+        session = _opened(runtime, file, wanted, providers)
     except Exception as error:  # onnxruntime raises errors of classes of its own, under no base
-        raise _told(name or str(file), str(error), runtime.__version__) from error
+        if device == "auto" and providers != _ON_CPU:
+            return open_session(file, name=name, options=options, device="cpu")
+        raise _told(name or str(file), str(error), runtime.__version__, device) from error
     if device.startswith("cuda") and device_of(session) == "cpu":
         raise BrokenPlugin(
             f"onnxruntime {runtime.__version__} cannot load its CUDA provider for device {device}: "
             f"{_why_no_cuda(runtime)}; or compute on the CPU (--device cpu)"
         )
     return session
+
+
+def _opened(
+    runtime: Any,  # noqa: ANN401
+    file: Path | bytes,
+    options: Any,  # noqa: ANN401
+    providers: list[Any],
+) -> Any:  # noqa: ANN401
+    """A session that fails where a provider does: left to itself, it goes on on the CPU."""
+    return runtime.InferenceSession(file, options, providers=providers, enable_fallback=0)
 
 
 def device_of(session: Any) -> str:  # noqa: ANN401
@@ -81,15 +95,21 @@ def _providers(runtime: Any, device: str) -> list[Any]:  # noqa: ANN401
     onnxruntime lists its CUDA provider wherever it was built with it, and falls back to the CPU
     where its libraries or a driver are missing; so ``auto`` asks torch for a device, too.
     """
-    import torch
-
-    there = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if not there or _CUDA not in runtime.get_available_providers():
-        return ["CPUExecutionProvider"]
+    if device == "cpu" or _CUDA not in runtime.get_available_providers():
+        return _ON_CPU
+    if device == "auto" and not _sees_cuda():
+        return _ON_CPU
     if hasattr(runtime, "preload_dlls"):  # CUDA and cuDNN of torch, or of NVIDIA's wheels
         runtime.preload_dlls()
     number = int(device.partition(":")[2] or 0)
-    return [(_CUDA, {"device_id": number, "use_tf32": 0}), "CPUExecutionProvider"]
+    return [(_CUDA, {"device_id": number, "use_tf32": 0}), *_ON_CPU]
+
+
+def _sees_cuda() -> bool:
+    """Whether torch finds a device."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _why_no_cuda(runtime: Any) -> str:  # noqa: ANN401
@@ -125,7 +145,10 @@ def _both() -> bool:
     return True
 
 
-def _told(file: str, said: str, version: str) -> UnreadableInput | Unsupported:
+def _told(
+    file: str, said: str, version: str, device: str
+) -> UnreadableInput | Unsupported | BrokenPlugin:
+    """The error that onnxruntime's stands for. device: which was asked for."""
     newer = "pip install --upgrade onnxruntime, or write the graph for an older one"
     if match := _OPSET.search(said):
         return Unsupported(
@@ -149,6 +172,10 @@ def _told(file: str, said: str, version: str) -> UnreadableInput | Unsupported:
             f"{file}: operator {match['name']!r} of opset {match['opset']} is unknown to "
             f"onnxruntime {version}; {newer}"
         )
-    return UnreadableInput(
-        f"{file}: onnxruntime {version} refuses it: {' '.join(said.split())[:300]}; write it again"
-    )
+    line = " ".join(said.split())[:300]
+    if device.startswith("cuda"):  # what a device and what a graph is to blame for read alike
+        return BrokenPlugin(
+            f"{file}: onnxruntime {version} does not open it on {device}: {line}; choose a device "
+            "that is there and has room, or compute on the CPU (--device cpu)"
+        )
+    return UnreadableInput(f"{file}: onnxruntime {version} refuses it: {line}; write it again")

@@ -6,12 +6,14 @@ import importlib.metadata
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
+from qconv_onnx import _session
 from qconv_onnx._failures import summary
 from qconv_onnx._onnxruntime import OnnxRuntime
 from qconv_onnx._session import open_session
@@ -142,6 +144,55 @@ def test_an_onnxruntime_that_is_missing_is_told_with_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BrokenPlugin, match=r"pip install 'qconv\[onnx\]'"):
         open_session(tmp_path / "model.onnx")
+
+
+class Cuda:
+    """An onnxruntime with CUDA, of which sessions on the GPU fail."""
+
+    __version__ = "1.32.0"
+    opened: ClassVar[list[str]] = []
+
+    @staticmethod
+    def get_available_providers() -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    class InferenceSession:
+        def __init__(self, _file, _options, *, providers, enable_fallback=1):
+            self.providers = [each if isinstance(each, str) else each[0] for each in providers]
+            Cuda.opened.append(self.providers[0])
+            if "CUDAExecutionProvider" in self.providers:
+                assert not enable_fallback, "onnxruntime goes on on the CPU"
+                raise RuntimeError("CUDA failure 101: invalid device ordinal ; GPU=7")
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    monkeypatch.setattr(Cuda, "opened", [])
+    monkeypatch.setattr(_session, "_runtime", lambda: Cuda)
+    monkeypatch.setattr(_session, "plain_options", lambda: None)
+    monkeypatch.setattr(_session, "_sees_cuda", lambda: True)
+    return Cuda
+
+
+def test_a_device_that_fails_is_told_in_the_words_of_onnxruntime(cuda):
+    told = r"does not open it on cuda:7: CUDA failure 101: invalid device ordinal ; GPU=7; choose"
+    with pytest.raises(BrokenPlugin, match=told):
+        open_session(b"", name="graph", device="cuda:7")
+    assert cuda.opened == ["CUDAExecutionProvider"]
+
+
+def test_what_fails_on_a_device_that_was_not_asked_for_opens_on_the_cpu(cuda):
+    assert open_session(b"", device="auto").get_providers() == ["CPUExecutionProvider"]
+    assert cuda.opened == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_the_cpu_is_opened_without_torch(cuda, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(_session, "_sees_cuda", None)
+    assert open_session(b"", device="cpu").get_providers() == ["CPUExecutionProvider"]
 
 
 def test_only_ever_one_onnxruntime_is_asked_for():
