@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 class ArtifactReader(Protocol):
-    """An artifact opened for reading, by a reader independent of the writer."""
+    """An artifact opened for reading, by a reader independent of the writer.
+
+    One that knows what inputs of weights are rounded with beforehand says so by a property
+    ``activation_parameters``: by artifact name, what :meth:`qconv.grids.ActivationGrid.layout`
+    states.
+    """
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -48,7 +53,7 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it computes: ``cpu``, ``cuda:0``."""
+        """Where it computes: ``cpu``, ``cuda:0``, or ``gpu`` where the engine alone knows which."""
         ...
 
     def tokenize(self, text: str) -> list[int]:

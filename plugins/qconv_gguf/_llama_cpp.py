@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UsageError
 
 from ._chat import rendered
+from ._llama_devices import cuda_device, use_devices
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,8 @@ _LOG_ERROR = 4  # ggml.h, enum ggml_log_level
 _LOG_CONTINUED = 5
 _PORTION = 512  # llama_context_default_params: n_ubatch
 _ERASE = True
-#: llama_model_params, in units of 4 bytes: after two pointers n_gpu_layers, split_mode, main_gpu.
+#: llama_model_params, in units of 4 bytes: after two pointers, the first to a list of devices,
+#: n_gpu_layers, split_mode, main_gpu.
 _LAYERS, _SPLIT, _MAIN = 4, 5, 6
 _NOT_SPLIT = 0  # llama.h, LLAMA_SPLIT_MODE_NONE
 _NO_STRIP, _NO_CONTROL = 0, False
@@ -138,7 +140,7 @@ class LlamaCpp:
                 the device.
             UnreadableInput: llama.cpp refuses the file; its complaints are in the message.
         """
-        self._model = self._context = None
+        self._model = self._context = self._devices = None
         self._library, self._log = _library()
         self._log.verbose = verbose
         self._log.complaints.clear()
@@ -169,11 +171,16 @@ class LlamaCpp:
                     "install one with CUDA, or compute on the CPU (--device cpu)"
                 )
             params.bytes[_LAYERS] = 0
+            self._devices = use_devices(params, [])
             return "cpu"
         if device == "auto":
             return "gpu"
         number = int(device.partition(":")[2] or 0)
-        params.bytes[_SPLIT], params.bytes[_MAIN] = _NOT_SPLIT, number
+        chosen = cuda_device(self._library, number)
+        if chosen is not None:
+            self._devices = use_devices(params, [chosen])
+        # the number counts the devices that are listed, or else all GPUs
+        params.bytes[_SPLIT], params.bytes[_MAIN] = _NOT_SPLIT, 0 if chosen is not None else number
         return f"cuda:{number}"
 
     def _refused(self, path: Path) -> UnreadableInput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from collections.abc import Callable
@@ -223,3 +224,55 @@ def test_a_missing_llama_cpp_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_mean_divergence_of_equal_logits_is_zero() -> None:
     assert math.isclose(divergence(torch.eye(4), torch.eye(4)), 0.0, abs_tol=1e-7)
+
+
+class Devices:
+    """A llama.cpp of these devices; an address is the place in their list, from 1 on."""
+
+    def __init__(self, *names: str) -> None:
+        self.ggml_backend_dev_count = lambda: len(names)
+        self.ggml_backend_dev_get = lambda index: index + 1
+        self.ggml_backend_dev_name = lambda address: names[address - 1].encode()
+        self.llama_supports_gpu_offload = lambda: True
+
+
+def placed(library: Any, device: str) -> tuple[Any, list[int | None], str]:
+    """Parameters of a model, the devices that they list, and where the client says it computes."""
+    client: Any = object.__new__(LlamaCpp)
+    client._library, params = library, _llama_cpp._Blob()
+    where = client._placed(params, device)
+    assert ctypes.c_void_p.from_buffer(params).value == ctypes.addressof(client._devices)
+    return params, list(client._devices), where
+
+
+def test_on_the_cpu_no_device_is_left_that_large_products_could_go_to() -> None:
+    params, devices, where = placed(Devices("CUDA0", "CPU"), "cpu")
+    assert (devices, where, params.bytes[_llama_cpp._LAYERS]) == ([None], "cpu", 0)
+
+
+def test_a_device_of_cuda_is_the_one_of_that_name() -> None:
+    params, devices, where = placed(Devices("Vulkan0", "CUDA0", "CUDA1", "CPU"), "cuda:1")
+    assert (devices, where) == ([3, None], "cuda:1")
+    assert (params.bytes[_llama_cpp._SPLIT], params.bytes[_llama_cpp._MAIN]) == (0, 0)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_of_another_kind_is_not_taken_for_cuda(device: str) -> None:
+    told = r"no device CUDA0 for device cuda:0, but Vulkan0, CPU; choose one that it has, install"
+    with pytest.raises(BrokenPlugin, match=told):
+        placed(Devices("Vulkan0", "CPU"), device)
+
+
+def test_a_list_of_no_devices_changes_nothing_without_a_gpu(
+    tmp_path: Path,
+    write_gguf: Write,
+    tokenizer_files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_gguf(save_model(tmp_path / "tiny", llama_config(), tokenizer_files), "q8_0")
+    with LlamaCpp(path, device="cpu") as llama:
+        assert list(llama._devices) == [None]
+        found = llama.logits(IDS)
+    monkeypatch.setattr(_llama_cpp, "use_devices", lambda *_: None)
+    with LlamaCpp(path, device="cpu") as llama:
+        assert torch.equal(found, llama.logits(IDS))
