@@ -40,8 +40,9 @@ def test_a_report_is_written_where_it_is_asked_for(qconv_cli, validated, tmp_pat
 def test_prompts_are_gone_on_with_by_all_and_shown(qconv_cli, validated, tmp_path, monkeypatch):
     asked = {}
 
-    def compare(paths, *, prompts):
+    def compare(paths, *, prompts, device):
         asked["paths"], asked["prompts"] = [path.name for path in paths], prompts
+        asked["device"] = device
         return comparison(
             spoken("m", answer(" Paris, a city")),
             spoken("a", answer(" Paris, a river")),
@@ -49,9 +50,9 @@ def test_prompts_are_gone_on_with_by_all_and_shown(qconv_cli, validated, tmp_pat
         )
 
     monkeypatch.setattr("qconv.comparison.compare", compare)
-    options = ("--prompt", "The capital", "--report", str(tmp_path), "--json")
+    options = ("--prompt", "The capital", "--device", "cpu", "--report", str(tmp_path), "--json")
     ran = qconv_cli("validate", "a", "b", "--against", "m", *options)
-    assert asked == {"paths": ["m", "a", "b"], "prompts": ["The capital"]}
+    assert asked == {"paths": ["m", "a", "b"], "prompts": ["The capital"], "device": "cpu"}
     assert "--prompt 'The capital'" in validated["command"]
     assert "warning: b wrote nothing: no engine: pip install it" in ran.err
     first, second = read_report(tmp_path / "report.json").artifacts

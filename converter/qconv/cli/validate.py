@@ -216,7 +216,9 @@ def validate(
         )
         silent = False
         if prompt:
-            validation, silent = _with_texts(validation, [against, *artifacts], prompt)
+            validation, silent = _with_texts(
+                validation, [against, *artifacts], prompts=prompt, device=device
+            )
     if report is not None:
         from qconv.reports import write
 
@@ -245,13 +247,13 @@ def validate(
 
 
 def _with_texts(
-    validation: Validation, paths: list[Path], prompts: list[str]
+    validation: Validation, paths: list[Path], *, prompts: list[str], device: str
 ) -> tuple[Validation, bool]:
     """The validation with what all of them write; and whether one of them wrote nothing."""
     from qconv.comparison import compare
     from qconv.reports import with_texts
 
-    comparison = compare(paths, prompts=prompts)
+    comparison = compare(paths, prompts=prompts, device=device)
     for each in comparison.unmeasured:
         say(f"warning: {each.name} wrote nothing: {each.reason}")
     return with_texts(validation, comparison), bool(comparison.unmeasured)
