@@ -270,6 +270,23 @@ class Failing(Bare):
         raise RuntimeError("no luck")
 
 
+class Old(Bare):
+    """As written when engines were told no device and said none."""
+
+    def runtime(self, path: Any, context: Any) -> Any:
+        return OldRuntime()
+
+
+class OldRuntime:
+    engine = "old"
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine = "closed"
+
+
 class Plugin:
     def __init__(self, made: type, recognizes: Any) -> None:
         self.made, self.recognizes = made, recognizes
@@ -298,3 +315,14 @@ def test_what_a_backend_raises_becomes_a_sentence_about_it(tmp_path: Path) -> No
         host_of(Plugin(Bare, lambda path: 1 // 0), "p").backend_of(tmp_path)
     record = host_of(Plugin(Bare, "yes"), "p").listing()[0]
     assert "recognizes is a str; it must be a function of a path" in record.reason
+
+
+def test_an_engine_that_knows_no_devices_runs_on_its_own_alone(tmp_path: Path) -> None:
+    host = host_of(Plugin(Old, lambda path: True), "p")
+    for device in ("auto", "cpu"):
+        with host.runtime(tmp_path, 64, device) as runtime:
+            assert (runtime.engine, runtime.device) == ("old", "cpu")
+        assert runtime.engine == "closed"
+    told = r"backend 'bare' takes no device .* compute on cuda:1; leave --device out, or upgrade"
+    with pytest.raises(Unsupported, match=told):
+        host.runtime(tmp_path, 64, "cuda:1")

@@ -33,6 +33,7 @@ from ._isolation import PluginFault, contained, describe
 from ._loading import Observer, load_offer
 from ._names import did_you_mean, listing, normalise
 from ._records import PluginRecord, Spec, kind_of
+from ._runtimes import device_arguments, with_device
 from ._targets import Target, make_target, split_target, unknown_target
 
 DISABLE = "QCONV_DISABLE_PLUGINS"
@@ -167,7 +168,7 @@ class Host:
         """``path`` in the engine that its backend has for it, see :class:`qconv.plugin.Runtime`.
 
         Raises:
-            Unsupported: the backend has no engine.
+            Unsupported: the backend has no engine, or one that computes on no device but its own.
             BrokenPlugin: the engine, or what it needs, is not installed.
             UnreadableInput: the engine refuses the artifact; and as :meth:`backend_of` raises.
         """
@@ -179,9 +180,10 @@ class Host:
             )
         try:
             with contained(f"backend '{spec.name}': runtime()", QconvError, MemoryError):
-                return cast("Runtime", load(path, context, device))
+                loaded = load(path, context, *device_arguments(load, spec.name, device))
         except PluginFault as fault:
             raise BrokenPlugin(f"{self.owner(spec).label}: {fault}") from fault
+        return cast("Runtime", with_device(loaded))
 
     def source_spec(self, name: str) -> SourceSpec:
         """The source called ``name``; raises as :meth:`method_spec` does."""
