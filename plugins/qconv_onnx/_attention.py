@@ -7,6 +7,7 @@ product: ``softmax(s q k^T + mask) v`` with q as (batch, heads of keys, sharing 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ._constants import constant_of
@@ -15,7 +16,8 @@ from ._idle import remove_unused, sizes_known
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: Where a mask adds this or more, in magnitude, scores never make an infinity of it.
+#: Where a mask adds this or more, in magnitude, scores never make an infinity of it: a token that
+#: all is hidden from sees all alike. What adds an infinity itself leaves such a token no number.
 _FINITE = 1e30
 
 #: The lowest and highest int64: how torch's exporter says "from the start" and "to the end".
@@ -92,7 +94,7 @@ def _shorter(  # noqa: PLR0917 -- called with what the pattern names
     scaled = op.Mul(rows, _constant(op, _number(scale), q))
     scores = op.MatMul(scaled, op.Transpose(k, perm=[0, 1, 3, 2]))
     chances = op.Softmax(op.Add(scores, bias), axis=-1)
-    if abs(_number(lowest)) < _FINITE:  # of a token that all is hidden from
+    if not _FINITE <= abs(_number(lowest)) < math.inf:  # of a token that all is hidden from
         chances = op.Where(op.IsNaN(chances), zero, chances)
     out: ir.Value = op.MatMul(chances, v)
     if shared is not None:

@@ -66,12 +66,15 @@ def _model(text: str = EXPORTED) -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model(text))
 
 
-def _run(model: ir.Model, length: int = 3) -> np.ndarray:
+def _run(model: ir.Model, length: int = 3, hidden: int | None = None) -> np.ndarray:
+    """hidden: number of a token that all is hidden from."""
     rng = np.random.default_rng(0)
     shapes = {"q": (2, 4, length, 8), "key": (2, 2, 6, 8), "value": (2, 2, 6, 8)}
     feeds = {name: rng.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
     feeds["mask"] = rng.integers(0, 2, (2, 1, length, 6)).astype(bool)
     feeds["mask"][..., 0] = True
+    if hidden is not None:
+        feeds["mask"][:, :, hidden] = False
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     opened = onnxruntime.InferenceSession(
@@ -92,6 +95,22 @@ def test_attention_is_the_same_in_fewer_operators(length):
     assert len(list(model.graph)) < before / 2
     assert not {"Expand", "IsNaN", "Sqrt"} & set(_kinds(model))
     assert np.abs(_run(model, length) - _run(_model(), length)).max() <= 1e-6
+
+
+def _of_infinity() -> ir.Model:
+    """The model, whose mask adds negative infinity."""
+    proto = onnx.parser.parse_model(EXPORTED)
+    (lowest,) = [node for node in proto.graph.node if node.output[0] == "lowest"]
+    lowest.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.float32(-np.inf)))
+    return ir.from_proto(proto)
+
+
+def test_a_token_that_an_infinite_mask_hides_all_from_gets_zeros():
+    model = _of_infinity()
+    assert shorten_attention(model) == 1
+    found, expected = (_run(each, hidden=1) for each in (model, _of_infinity()))
+    assert (expected[:, :, 1] == 0).all()
+    assert np.abs(found - expected).max() <= 1e-6
 
 
 def test_a_head_with_keys_of_its_own_is_not_joined_with_others():
