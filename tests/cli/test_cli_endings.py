@@ -17,6 +17,7 @@ import pytest
 
 import qconv
 from qconv import errors
+from qconv.cli._kept import kept_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,28 @@ def test_a_report_that_cannot_be_written_hides_no_error(
     assert (ran.code, ran.err.count("\n")) == (4, 2)
     assert "warning: the error could not be kept in" in ran.err
     assert ran.err.endswith("error: 'm' cannot be exported: torch says\n")
+
+
+def test_an_error_with_bytes_that_are_no_text_is_kept(
+    qconv_cli: Cli, converting: Callable[..., None], tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise errors.Unsupported("'caf\udce9.gguf' cannot be converted")
+
+    converting(fail)
+    ran = qconv_cli(*LINE, "--report", str(tmp_path))
+    assert (ran.code, "cannot be converted" in ran.err) == (4, True)
+    assert r"'caf\udce9.gguf' cannot" in (tmp_path / "error.txt").read_text()
+
+
+def test_an_error_of_before_does_not_stay_beside_a_success(tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text("of yesterday")
+    with kept_in(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with kept_in(tmp_path / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ FILE = "error.txt"
 def kept_in(folder: Path | None) -> Iterator[None]:
     """Write an error that passes, with all it was raised from, to ``error.txt`` in the folder.
 
+    One that is there from before is removed where nothing passes.
+
     folder: made where it is missing; None: nothing is written
     """
     try:
@@ -25,6 +27,9 @@ def kept_in(folder: Path | None) -> Iterator[None]:
         if folder is not None:
             _keep(error, folder)
         raise
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (folder / FILE).unlink(missing_ok=True)
 
 
 def _keep(error: Exception, folder: Path) -> None:
@@ -32,7 +37,9 @@ def _keep(error: Exception, folder: Path) -> None:
     file = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        whole = "".join(traceback.format_exception(error))
+        # names of files may hold bytes that are no UTF-8
+        file.write_text(whole, encoding="utf-8", errors="backslashreplace")
     except OSError as problem:
         say(f"warning: the error could not be kept in {file}: {problem.strerror}")
     else:
