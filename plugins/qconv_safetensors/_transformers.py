@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +44,10 @@ class Transformers(TokenizedRuntime):
         given = {"trust_remote_code": False, "local_files_only": True}
         with _quiet(transformers), self._refusals(folder):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **given)
-            model = model.to(place)
+            # kernels of quantized weights are chosen for the device that they are loaded on
+            there = {"device_map": {"": place}} if _loads_on(place, folder) else {}
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **given, **there)
+            model = model.to(place) if not there else model
         super().__init__(folder, context, tokenizer, str(place))
         self._model = model.eval()
         self._ends = _ends(self._model)
@@ -116,6 +120,17 @@ class Transformers(TokenizedRuntime):
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
+
+
+def _loads_on(place: torch.device, folder: Path) -> bool:
+    """Whether weights are to be loaded on the device: quantized ones on a GPU, by accelerate."""
+    if place.type == "cpu" or importlib.util.find_spec("accelerate") is None:
+        return False
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # which transformers itself refuses
+    return isinstance(config, dict) and "quantization_config" in config
 
 
 def _ends(model: Any) -> frozenset[int]:  # noqa: ANN401 - any transformers model

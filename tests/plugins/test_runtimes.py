@@ -22,6 +22,7 @@ from qconv.errors import (
 )
 from qconv.plugin import BackendSpec, FormatSpec, hookimpl
 from qconv_gguf._chat import rendered
+from qconv_safetensors import _transformers
 
 IDS = [3 + 7 * n % 500 for n in range(24)]
 
@@ -326,3 +327,40 @@ def test_an_engine_that_knows_no_devices_runs_on_its_own_alone(tmp_path: Path) -
     told = r"backend 'bare' takes no device .* compute on cuda:1; leave --device out, or upgrade"
     with pytest.raises(Unsupported, match=told):
         host.runtime(tmp_path, 64, "cuda:1")
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("place", ["cpu", "cuda:1"])
+def test_quantized_weights_are_loaded_where_their_kernels_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, quantized: bool
+) -> None:
+    import transformers
+
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    given: dict[str, Any] = {}
+    moved: list[Any] = []
+
+    class Model:
+        generation_config = transformers.GenerationConfig()
+
+        def to(self, device: Any) -> Any:
+            moved.append(device)
+            return self
+
+        def eval(self) -> Any:
+            return self
+
+    def load(_folder: Path, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        return Model()
+
+    config = {"quantization_config": {"quant_method": "gptq"}} if quantized else {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    device = torch.device(place)
+    monkeypatch.setattr(_transformers, "resolve_device", lambda _: device)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_a, **_k: None)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    assert _transformers.Transformers(tmp_path, device=place).device == place
+    there = quantized and place != "cpu"
+    assert given.get("device_map") == ({"": device} if there else None)
+    assert moved == ([] if there else [device])
