@@ -16,6 +16,7 @@ from qconv.errors import UnreadableInput
 from qconv.plugin import TensorInfo
 
 from ._soundness import check_blocks, check_node, check_part, check_tensor, external
+from ._static import static_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,12 +97,28 @@ class OnnxReader:
             check_node(self._folder, node)
         self._made = {name: node for node in self._model.graph.node for name in node.output}
         self._weights = {each.info.name: each for each in self._quantized()}
+        codes = {each.codes: each.info.name for each in self._weights.values()}
+        nodes = self._model.graph.node
+        self._static = static_inputs(self._folder, nodes, self._stored, codes)
         self._tensors = self._infos()
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The weights by the source's names; the dtype of a quantized one is its grid's name."""
         return self._tensors
+
+    @property
+    def activation_parameters(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """``scale`` float32 and ``zero_point`` uint8, (1,) both, of weights' inputs, by weight."""
+        import torch
+
+        return {
+            weight: {
+                "scale": torch.from_numpy(self._array(scale).copy()).reshape(1),
+                "zero_point": torch.from_numpy(self._array(zero).copy()).reshape(1),
+            }
+            for weight, (scale, zero) in self._static.items()
+        }
 
     def read(self, name: str) -> torch.Tensor:
         """Decode one tensor: float32, shape as in the source."""

@@ -112,10 +112,13 @@ def test_static_inputs_are_rounded_on_the_scales_of_calibration(model, settings,
     (artifact,) = _convert(model, target, tmp_path, "smoothquant", calibration=settings)
     torch_model = decoded(model, artifact)
     grid = ActivationGrid(symmetric=False, scope="tensor", dynamic=False)
+    stated = OnnxReader(artifact).activation_parameters
+    assert stated.keys() == encoded["static"].keys()
     for name, value in encoded["static"].items():
         module = torch_model.get_submodule(name.removesuffix(".weight"))
         static = dict(value.activation_parameters)
         assert list(static) == ["scale", "zero_point"]
+        assert stated[name] == static  # tensors of one value
         module.register_forward_pre_hook(
             lambda _, args, static=static: grid.fake_quantize(args[0].flatten(0, 1), static).view(
                 args[0].shape

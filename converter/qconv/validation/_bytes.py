@@ -32,6 +32,7 @@ from qconv.validation._limits import (
 from qconv.validation._rescaling import rescaled
 from qconv.validation._results import TensorResult
 from qconv.validation._settling import settled
+from qconv.validation._static_inputs import with_inputs_checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +90,7 @@ def check_bytes(
         decoded = frozenset(each.name for each in results if each.relative_error is not None)
         jobs = [each for each in jobs if each[1].name in decoded]
         results = settled(results, jobs, reading)
+    results = with_inputs_checked(results, match)
     faults, warnings = _unaccounted(match)
     return BytesFound(tensors=tuple(results), faults=faults, warnings=warnings)
 

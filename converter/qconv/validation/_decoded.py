@@ -19,12 +19,23 @@ if TYPE_CHECKING:
 
     from qconv._sources import OpenedSource
     from qconv.conversion._slabs import Job
-    from qconv.grids import ActivationGrid
+    from qconv.grids import ActivationGrid, Parameters
     from qconv.plugin import ModelInfo, TensorPlan
     from qconv.validation._matching import Match
 
 #: Decoded tensors in memory: a parameter that is made of two artifact tensors reads both in turn.
 _HELD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedInput:
+    """How a weight's input is rounded at run time.
+
+    static: what with, where the artifact says so beforehand; None: what fits the input in hand
+    """
+
+    grid: ActivationGrid
+    static: Parameters | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +85,14 @@ class DecodedArtifact:
         return ()
 
     @property
-    def activations(self) -> Mapping[str, ActivationGrid]:
+    def activations(self) -> Mapping[str, RoundedInput]:
         """How inputs of weights are quantized at run time, by source name."""
-        found = {}
+        static, found = self._match.activation_parameters, {}
         for name, parts in self._parts.items():
             grid = self._match.activation(parts[0].plan)
             if grid is not None:
-                found[name] = grid
+                stated = None if grid.dynamic else static.get(parts[0].plan.name)
+                found[name] = RoundedInput(grid=grid, static=stated)
         return found
 
     def fingerprint(self) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qconv._host import Host, Target
     from qconv._sources import OpenedSource
     from qconv.conversion._slabs import Job
-    from qconv.grids import ActivationGrid, Grid
+    from qconv.grids import ActivationGrid, Grid, Parameters
     from qconv.plugin import (
         ArtifactReader,
         Backend,
@@ -75,6 +75,12 @@ class Match:
         """What the reader says of quantized tensors; a reader need not say anything."""
         encoded: Mapping[str, EncodedTensor] = getattr(self.reader, "encoded", {})
         return encoded
+
+    @property
+    def activation_parameters(self) -> Mapping[str, Parameters]:
+        """What inputs of weights are rounded with; a reader need not say anything."""
+        static: Mapping[str, Parameters] = getattr(self.reader, "activation_parameters", {})
+        return static
 
     def grid(self, plan: TensorPlan) -> Grid | None:
         """The grid a tensor lies on, as the artifact says, or as planned; None: not known."""

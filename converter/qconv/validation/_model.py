@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import QconvError, UnreadableInput
 from qconv.model import exact_arithmetic, open_model
-from qconv.validation._decoded import DecodedArtifact
+from qconv.validation._decoded import DecodedArtifact, RoundedInput
 from qconv.validation._logits import LogitsSum
 from qconv.validation._results import BlockResult, LogitsResult
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from qconv._sources import OpenedSource
-    from qconv.grids import ActivationGrid
     from qconv.model import BlockModel, Hidden, LiveBlock
     from qconv.validation._bytes import Progress
     from qconv.validation._matching import Match
@@ -108,7 +107,7 @@ class _Broken(Exception):
 class _Pair:
     teacher: BlockModel
     student: BlockModel
-    activations: Mapping[str, ActivationGrid]
+    activations: Mapping[str, RoundedInput]
     running: Running
     progress: Progress
 
@@ -171,19 +170,18 @@ def _relative(error: float, size: float) -> float:
 
 
 @contextmanager
-def rounded_inputs(block: LiveBlock, activations: Mapping[str, ActivationGrid]) -> Iterator[None]:
+def rounded_inputs(block: LiveBlock, activations: Mapping[str, RoundedInput]) -> Iterator[None]:
     """Let the linears of a block see their inputs rounded as the runtime rounds them.
 
-    Static scales are taken from the input in hand. Linears inside fused experts see theirs as they
-    are.
+    Static scales are the artifact's. Linears inside fused experts see theirs as they are.
     """
     modules = dict(block.module.named_modules())
     handles = []
     for ref in block.linears:
-        grid = activations.get(ref.source)
+        asked = activations.get(ref.source)
         module = modules.get(ref.parameter.rpartition(".")[0])
-        if grid is not None and module is not None and ref.expert is None:
-            handles.append(module.register_forward_pre_hook(_rounding(grid)))
+        if asked is not None and module is not None and ref.expert is None:
+            handles.append(module.register_forward_pre_hook(_rounding(asked)))
     try:
         yield
     finally:
@@ -191,10 +189,13 @@ def rounded_inputs(block: LiveBlock, activations: Mapping[str, ActivationGrid]) 
             handle.remove()
 
 
-def _rounding(grid: ActivationGrid) -> Any:  # noqa: ANN401 - a hook as torch calls it
+def _rounding(asked: RoundedInput) -> Any:  # noqa: ANN401 - a hook as torch calls it
     def rounded(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ANN401
         x = inputs[0]
-        flat = grid.fake_quantize(x.reshape(-1, x.shape[-1]).float())
+        static = asked.static
+        if static is not None:
+            static = {name: value.to(x.device) for name, value in static.items()}
+        flat = asked.grid.fake_quantize(x.reshape(-1, x.shape[-1]).float(), static)
         return (flat.reshape(x.shape).to(x.dtype), *inputs[1:])
 
     return rounded
