@@ -68,8 +68,9 @@ def test_what_was_measured_stands_beside_its_prediction(qconv_cli, smollm2_wide,
     result = VramResult(
         low=100 * mib, high=200 * mib, context=64, batch=1, cache_type="f32", runtime="torch",
         parts={"weights": 200 * mib}, measured=230 * mib, device="cpu", assumptions=("none",),
+        by="process memory", figures={"device_context": 5 * mib},
     )  # fmt: skip
-    made = Measurement(result=result, by="process memory", figures={"device_context": 5 * mib})
+    made = Measurement(result=result)
     monkeypatch.setattr("qconv.memory._fit.measure", lambda *_, **__: made)
     ran = qconv_cli(
         "fit", str(smollm2_wide), "--measure", "--device", "cpu", "--context", "64",

@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["llama", "llama-INT4", "llama-INT8", "llama-FP8", "llama-NF4"])
 def test_the_device_takes_what_is_predicted(model: Path, name: str) -> None:
     made = measure(model / name, context=4096, device="cuda")
-    result, figures = made.result, made.figures
+    result, figures = made.result, made.result.figures
     print(f"{name}: {result.low / MIB:.0f} to {result.high / MIB:.0f} MiB predicted", figures)
     assert figures["max_memory_allocated"] <= figures["max_memory_reserved"]
     assert figures["max_memory_reserved"] <= figures["device"] + 64 * MIB
@@ -47,8 +47,8 @@ def test_the_device_takes_what_is_predicted(model: Path, name: str) -> None:
 
 
 def test_packed_weights_stay_packed(model: Path) -> None:
-    whole = measure(model / "llama", context=512, device="cuda").figures
-    packed = measure(model / "llama-INT4", context=512, device="cuda").figures
+    whole = measure(model / "llama", context=512, device="cuda").result.figures
+    packed = measure(model / "llama-INT4", context=512, device="cuda").result.figures
     linears = 2 * 8 * (1024 * (1024 + 256) * 2 + 3 * 1024 * 2816)
     saved = whole["max_memory_allocated"] - packed["max_memory_allocated"]
     assert saved > linears * 0.5  # of three quarters, less one linear in float32

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from qconv._host import load_plugins
 from qconv._sources import open_source
 from qconv.checkpoint import DecodedCheckpoint
 from qconv.errors import BrokenPlugin, NotEnoughResources, UnreadableInput, Unsupported, UsageError
-from qconv.memory import Measurement, measure
-from qconv.memory._driver import device_peak, nvml_process, nvml_used
+from qconv.memory import Measurement, _worker, measure
+from qconv.memory._driver import device_peak, driver_name, nvml_process, nvml_used
 from qconv.memory._measure import device_memory
 from qconv.memory._packed import _decoded, packed_linears
 from qconv.memory._peaks import resident_peak
@@ -77,7 +78,7 @@ def test_packed_linears_hold_no_float_weight(tiny: Path) -> None:
 def test_a_tiny_model_takes_what_is_predicted(tiny: Path, name: str) -> None:
     made = measure(tiny / name, context=200, device="cpu", step=64)
     result = made.result
-    assert made.by == "process memory"
+    assert made.result.by == "process memory"
     assert (result.device, result.runtime, result.cache_type) == ("cpu", "torch", "f32")
     assert result.parts["kv_cache"] == 2 * 2 * 2 * 32 * 4 * 200
     assert result.measured is not None
@@ -92,7 +93,7 @@ def test_a_gguf_is_measured_in_llama_cpp(tmp_path: Path) -> None:
     shapes = attention_shapes(**sizes, width=32, vocab=1000)
     path = write_hollow(tmp_path / "m-F16.gguf", "llama", attention_keys(**sizes), shapes)
     made = measure(path, context=256)
-    assert made.by.startswith("process memory of llama.cpp")
+    assert made.result.by.startswith("process memory of llama.cpp")
     assert made.result.runtime == "llama.cpp"
     assert made.result.error is not None
     assert abs(made.result.error) < 64 * MIB, made.result
@@ -150,24 +151,22 @@ def driver(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
 
 
-def engines_claim_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp computes on the CPU, whatever it is told, and in this process."""
-    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
-    from qconv._host import Host
-    from qconv.memory import _worker
-
-    honest = Host.runtime
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine takes any device for the CPU, as one that uses none, and in this process."""
+    logits = _worker._logits
     monkeypatch.setattr("qconv.model.resolve_device", torch.device)
-    monkeypatch.setattr("qconv.memory._measure._run", _worker._runtime)
+    monkeypatch.setattr(_worker, "_logits", lambda *asked: logits(*asked[:4]))
     monkeypatch.setattr(
-        Host, "runtime", lambda host, path, context, _device: honest(host, path, context, "cpu")
+        "qconv.memory._measure._run",
+        lambda asked: _worker._runtime({**asked, "driver_name": driver_name(0)}),
     )
 
 
 def test_an_engine_on_a_device_is_measured_by_the_driver(
     small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines_claim_the_device(monkeypatch)
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    on_a_device(monkeypatch)
     first, later = tmp_path / "first", tmp_path / "later"
     driver(
         tmp_path,
@@ -177,7 +176,7 @@ def test_an_engine_on_a_device_is_measured_by_the_driver(
     )
     made = measure(small_gguf, context=16, device="cuda:0")
     assert made.result.measured == 600 * MIB
-    assert made.by.startswith("the driver, while llama.cpp")
+    assert made.result.by.startswith("the driver, while llama.cpp")
     assert any("difference of the whole device" in each for each in made.result.assumptions)
     assert made.result.parts["device_context"] > 0
 
@@ -185,19 +184,21 @@ def test_an_engine_on_a_device_is_measured_by_the_driver(
 def test_an_engine_whose_process_the_driver_lists_is_measured_alone(
     small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines_claim_the_device(monkeypatch)
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    on_a_device(monkeypatch)
     listed = 'case "$2" in *apps*) echo "7, 5000"; echo "$PPID, 450" ;; *) echo 9000 ;; esac'
     driver(tmp_path, listed, monkeypatch)
     made = measure(small_gguf, context=16, device="cuda:0")
     assert made.result.measured == 450 * MIB
-    assert made.by.startswith("the driver, of its process, while llama.cpp")
+    assert made.result.by.startswith("the driver, of its process, while llama.cpp")
     assert not any("whole device" in each for each in made.result.assumptions)
 
 
 def test_an_engine_that_does_not_use_the_device_is_told_of(
     small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines_claim_the_device(monkeypatch)
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'qconv[llama-cpp]'")
+    on_a_device(monkeypatch)
     driver(tmp_path, "echo 100", monkeypatch)
     with pytest.raises(Unsupported, match="this build of llama.cpp computes on the CPU"):
         measure(small_gguf, context=16, device="cuda:0")
@@ -208,7 +209,9 @@ def test_without_the_drivers_tool_an_engine_is_not_measured(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NotEnoughResources, match="nvidia-smi does not say"):
-        device_peak(0)
+        device_peak("0")
+    with pytest.raises(NotEnoughResources, match=r"a slice of a device \(MIG\); measure on a"):
+        device_peak("MIG-a")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -248,15 +251,15 @@ def test_the_peak_is_seen_though_it_is_gone() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_driver_nothing_is_said_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert nvml_used(0) is None
+    assert nvml_used("0") is None
 
 
 def test_the_driver_is_asked_for_what_is_in_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     driver(tmp_path, '[ "$1" = --id=1 ] && echo 1234', monkeypatch)
-    assert nvml_used(1) == 1234 * MIB
-    assert nvml_used(0) is None
+    assert nvml_used("1") == 1234 * MIB
+    assert nvml_used("0") is None
 
 
 @pytest.mark.parametrize(
@@ -267,8 +270,23 @@ def test_the_driver_is_asked_for_the_device_that_cuda_sees(
     visible: str, asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     driver(tmp_path, f'[ "$1" = --id={asked} ] && echo 7', monkeypatch)
-    assert nvml_used(1) == 7 * MIB
+    assert nvml_used(driver_name(1)) == 7 * MIB
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [("", "GPU-0a-1"), ("5,3", "GPU-0a-1"), ("GPU-x,GPU-y", "GPU-0a-1"), ("MIG-a,MIG-b", "MIG-b")],
+)
+def test_where_torch_knows_its_uuid_the_driver_is_told_that(
+    visible: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [SimpleNamespace(uuid="other"), SimpleNamespace(uuid="0a-1")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", found.__getitem__)
+    assert driver_name(1) == name
 
 
 @pytest.mark.parametrize(
@@ -279,8 +297,8 @@ def test_what_the_driver_does_not_say_is_not_known(
     said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     driver(tmp_path, said, monkeypatch)
-    assert nvml_used(0) is None
-    assert nvml_process(0, 12) is None
+    assert nvml_used("0") is None
+    assert nvml_process("0", 12) is None
 
 
 def test_a_system_that_does_not_tell_its_memory_must_be_told(

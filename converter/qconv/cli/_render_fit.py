@@ -103,10 +103,10 @@ def _render_one(option: Option, context: int) -> None:
 def _render_measurement(made: Measurement) -> None:
     result = made.result
     write_line(
-        f"\nmeasured on {result.device} in {result.runtime} ({made.by}): "
+        f"\nmeasured on {result.device} in {result.runtime} ({result.by}): "
         f"{_size(result.measured or 0)}"
     )
-    for name, nbytes in made.figures.items():
+    for name, nbytes in result.figures.items():
         write_line(f"  {name.replace('_', ' ')}: {_size(nbytes)}")
     write_line(f"predicted for this run: {_size(result.low)} to {_size(result.high)}")
     for line in result.assumptions:

@@ -22,16 +22,19 @@ _TIMEOUT = 30
 
 _MIB = 1 << 20
 
+#: How names of slices of a device begin.
+_SLICE = "MIG-"
+
 
 class DevicePeak(Peak):
     """The most that this process has on a device within a ``with``.
 
-    index: of the device, as CUDA counts those that this process may use
+    name: of the device, by which the driver knows it
     """
 
-    def __init__(self, index: int) -> None:
-        super().__init__(lambda: nvml_used(index) or 0, _INTERVAL)
-        self._index, self._own = index, 0
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda: nvml_used(name) or 0, _INTERVAL)
+        self._name, self._own = name, 0
 
     @property
     def nbytes(self) -> int:
@@ -45,39 +48,41 @@ class DevicePeak(Peak):
 
     def _look(self) -> None:
         super()._look()
-        self._own = max(self._own, nvml_process(self._index, os.getpid()) or 0)
+        self._own = max(self._own, nvml_process(self._name, os.getpid()) or 0)
 
 
-def device_peak(index: int) -> DevicePeak:
-    """Watch a device.
+def device_peak(name: str) -> DevicePeak:
+    """Watch a device. name: as :func:`driver_name` gives it.
 
     Raises:
         NotEnoughResources: its driver does not say.
     """
-    if nvml_used(index) is None:
+    if nvml_used(name) is None:
+        slice_of = name.startswith(_SLICE)
+        then = "measure on a whole device" if slice_of else "install the driver's tools"
         raise NotEnoughResources(
-            f"device {index}: nvidia-smi does not say what is in use on it; install the driver's "
-            "tools, or measure on the CPU"
+            f"device {name}: nvidia-smi does not say what is in use on it"
+            f"{', a slice of a device (MIG)' if slice_of else ''}; {then}, or measure on the CPU"
         )
-    return DevicePeak(index)
+    return DevicePeak(name)
 
 
-def nvml_used(index: int) -> int | None:
+def nvml_used(name: str) -> int | None:
     """Bytes in use on an NVIDIA device, by whomever, as its driver says; None where it does not.
 
     Also what CUDA contexts and other processes take, which no allocator knows.
     """
-    for line in _asked(index, "--query-gpu=memory.used"):
+    for line in _asked(name, "--query-gpu=memory.used"):
         return _mib(line)
     return None
 
 
-def nvml_process(index: int, process: int) -> int | None:
+def nvml_process(name: str, process: int) -> int | None:
     """Bytes that a process has on a device, its CUDA context included; None where none is listed.
 
     process: its id
     """
-    for line in _asked(index, "--query-compute-apps=pid,used_memory"):
+    for line in _asked(name, "--query-compute-apps=pid,used_memory"):
         number, _, used = line.partition(",")
         if number.strip() == str(process):
             return _mib(used)
@@ -90,9 +95,9 @@ def _mib(text: str) -> int | None:
     return int(text) * _MIB if text.isdecimal() else None
 
 
-def _asked(index: int, query: str) -> Iterator[str]:
+def _asked(name: str, query: str) -> Iterator[str]:
     """The lines of an answer; none where there is no driver, or it refuses."""
-    command = ["nvidia-smi", f"--id={_identifier(index)}", query]
+    command = ["nvidia-smi", f"--id={name}", query]
     try:
         said = subprocess.run(  # noqa: S603 - a fixed command
             [*command, "--format=csv,noheader,nounits"],
@@ -106,7 +111,19 @@ def _asked(index: int, query: str) -> Iterator[str]:
     yield from said.stdout.splitlines()
 
 
-def _identifier(index: int) -> str:
-    """What the driver calls the device: CUDA counts only those that it may see."""
+def driver_name(index: int) -> str:
+    """What the driver calls a device: ``GPU-`` and its UUID, or else its number.
+
+    CUDA counts only devices that it may see, the fastest first, but the driver by their places on
+    the bus; so where torch knows the UUID, that is what counts.
+
+    index: of the device, as CUDA counts
+    """
+    import torch
+
     visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return visible[index] if index < len(visible) and visible[index] else str(index)
+    named = visible[index] if index < len(visible) and visible[index] else str(index)
+    if named.startswith(_SLICE) or not torch.cuda.is_available():
+        return named
+    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    return named if uuid is None else f"GPU-{uuid}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import qconv.errors
 from qconv.errors import NotEnoughResources, QconvError, Unsupported, UsageError
+from qconv.memory._driver import driver_name
 from qconv.memory._predict import make_setting, predict
 from qconv.memory._subject import open_subject
 from qconv.memory._weights import Weights
@@ -50,15 +51,12 @@ _ENVIRONMENT = {
 class Measurement:
     """A prediction beside what was measured, for the same run.
 
-    result: of qconv's own run or of the artifact's engine, with ``measured``
-    by: what measured it
-    figures: bytes by name: on CUDA ``max_memory_allocated``, ``max_memory_reserved``, ``device``
-        and ``device_context``
+    result: of qconv's own run or of the artifact's engine, with ``measured``, ``by`` and
+        ``figures``: on CUDA ``max_memory_allocated``, ``max_memory_reserved``, ``device`` and
+        ``device_context``
     """
 
     result: VramResult
-    by: str
-    figures: Mapping[str, int]
 
     def to_json(self) -> MeasurementJson:
         """As JSON-able data."""
@@ -70,12 +68,12 @@ class Measurement:
             "error": result.error or 0,
             "runtime": result.runtime,
             "device": result.device or "",
-            "by": self.by,
+            "by": result.by or "",
             "context": result.context,
             "batch": result.batch,
             "cache_type": result.cache_type,
             "parts": dict(result.parts),
-            "figures": dict(self.figures),
+            "figures": dict(result.figures),
             "assumptions": list(result.assumptions),
         }
 
@@ -213,9 +211,8 @@ def _held(subject: Subject, nbytes: int) -> Weights:
 
 
 def _measurement(result: VramResult, found: Mapping[str, Any], device: str) -> Measurement:
-    by, figures = str(found["by"]), found["parts"]
-    result = result.beside(int(found["measured"]), device=device, by=by, figures=figures)
-    return Measurement(result=result, by=by, figures=figures)
+    told = {"by": str(found["by"]), "figures": found["parts"]}
+    return Measurement(result=result.beside(int(found["measured"]), device=device, **told))
 
 
 def _run(asked: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -224,6 +221,9 @@ def _run(asked: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         QconvError: what it raised; NotEnoughResources where the system ended it.
     """
+    device = str(asked["device"])
+    if device != "cpu":
+        asked = {**asked, "driver_name": driver_name(int(device.partition(":")[2] or 0))}
     done = subprocess.run(
         [sys.executable, "-m", "qconv.memory._worker"],
         input=json.dumps(asked),

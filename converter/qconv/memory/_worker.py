@@ -66,12 +66,11 @@ def _on_cuda(asked: Mapping[str, Any]) -> dict[str, Any]:
     from qconv.memory._driver import nvml_used
 
     device = torch.device(asked["device"])
-    index = device.index or 0
-    before = nvml_used(index)
+    before = nvml_used(asked["driver_name"])
     torch.zeros(1, device=device)  # makes the context
     torch.cuda.synchronize(device)
     free = torch.cuda.mem_get_info(device)[0]
-    started = nvml_used(index)
+    started = nvml_used(asked["driver_name"])
     context = 0 if before is None or started is None else max(0, started - before)
     torch.cuda.reset_peak_memory_stats(device)
     _run_torch(asked)
@@ -177,7 +176,7 @@ def _runtime(asked: Mapping[str, Any]) -> dict[str, Any]:
     host = load_plugins()
     path, vocab = Path(asked["path"]), asked["vocab"]
     if asked["device"] != "cpu":
-        with device_peak(int(asked["device"].partition(":")[2] or 0)) as device:
+        with device_peak(asked["driver_name"]) as device:
             by = _logits(host, path, asked["context"], vocab, asked["device"])
         told = "the driver" if device.whole_device else "the driver, of its process"
         return {
