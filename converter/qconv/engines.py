@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["TokenizedRuntime", "check_device", "label", "resolve_device"]
+__all__ = ["TokenizedRuntime", "check_device", "engine_label", "resolve_device"]
 
 
-def label(engine: str | None, version: str | None, device: str | None) -> str:
+def engine_label(engine: str | None, version: str | None, device: str | None) -> str:
     """``onnxruntime 1.32.0 on cuda:0``, for people; the CPU is not named."""
     place = "" if device in (None, "cpu") else f"on {device}"
     return " ".join(filter(None, (engine, version, place)))

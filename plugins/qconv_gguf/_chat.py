@@ -56,9 +56,21 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)  # noqa: DTZ005 - of wherever the user is
 
 
-def _json(value: object, indent: int | None = None) -> str:
+def _json(
+    value: object,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - as templates call it
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
     """As JSON; jinja2's own filter would write ``<`` and quotes for web pages."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> NoReturn:

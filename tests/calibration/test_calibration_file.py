@@ -355,6 +355,14 @@ def _version(metadata, tensors):
     metadata["version"] = 1
 
 
+def _newer(metadata, tensors):
+    metadata["version"] = 3
+
+
+def _no_version(metadata, tensors):
+    del metadata["version"]
+
+
 def _field(metadata, tensors):
     del tensors
     metadata["extra"] = 1
@@ -374,7 +382,7 @@ def _origin(metadata, tensors):
         (_token, "a token id is not in the vocabulary"),
         (_other_token, "the windows are not those of its digest"),
         (_length, "lengths and windows do not belong together"),
-        (_version, "metadata, version: Input should be 2"),
+        (_no_version, "metadata, version: Field required"),
         (_field, "metadata, extra: Extra inputs"),
         (_origin, "stored tensor 'lengths' is"),
     ],
@@ -382,6 +390,19 @@ def _origin(metadata, tensors):
 def test_files_that_contradict_themselves_are_refused(full, tmp_path, change, message):
     path = rewritten(full, tmp_path / "bad.safetensors", change)
     with pytest.raises(UnreadableInput, match=f"{message}.*write the file again"):
+        load_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_version, r"an older qconv \(version 1 .* reads 2\); calibrate again: qconv calibrate"),
+        (_newer, r"a newer qconv \(version 3 .* reads 2\); upgrade it: pip install -U qconv"),
+    ],
+)
+def test_files_of_another_version_are_told_as_such(full, tmp_path, change, message):
+    path = rewritten(full, tmp_path / "other.safetensors", change)
+    with pytest.raises(UnreadableInput, match=f"written by {message}"):
         load_calibration(path)
 
 

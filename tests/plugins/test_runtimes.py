@@ -158,6 +158,13 @@ def test_templates_know_the_tokens_that_begin_and_end_a_text() -> None:
     assert rendered(template, "Hi", bos_token="<s>", eos_token="</s>") == "<s>Hi</s>"
 
 
+def test_templates_write_json_as_in_transformers() -> None:
+    asked = "ensure_ascii=true, separators=(',', ':'), sort_keys=true"
+    template = "{% set x = {'b': '<\u00e9>', 'a': 1} %}{{ x | tojson }} {{ x | tojson(ASKED) }}"
+    told = rendered(template.replace("ASKED", asked), "Hi", bos_token="", eos_token="")
+    assert told == '{"b": "<\u00e9>", "a": 1} {"a":1,"b":"<\\u00e9>"}'
+
+
 def test_a_missing_jinja2_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2.exceptions", None)
     with pytest.raises(BrokenPlugin, match=r"jinja2, which is missing: pip install 'qconv\[calib"):

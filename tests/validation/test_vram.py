@@ -112,6 +112,14 @@ def test_a_failed_measurement_is_unmeasured_and_nothing_else_is_lost(source, ggu
     assert result.status == "unmeasured"
 
 
+def test_where_nobody_asked_what_is_predicted_stands_for_a_failed_measurement(gguf, unmeasurable):
+    asked = {"context": 64, "device": "cpu", "measured": True}
+    found, unknown = _vram.device_memory(gguf, **asked, asked=False)
+    assert (found.measured, found.reason, unknown) == (None, None, "")
+    told = "memory cannot be measured: the process ended with -9 (Killed)"
+    assert found.assumptions[-1] == told
+
+
 def test_a_measurement_asked_for_that_fails_is_exit_code_6(source, gguf, unmeasurable, capsys):
     words = ["validate", str(gguf), "--against", str(source), "--depth", "bytes"]
     assert run([*words]) == 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,6 +39,9 @@ Kind = Literal["full", "diagonal", "none"]
 _Count = Annotated[int, Field(ge=0, le=2**48)]
 _Size = Annotated[int, Field(ge=1, le=2**31)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+#: Of the form of the metadata.
+_VERSION: Final = 2
+
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -297,7 +300,7 @@ def save_calibration(
         entries = [_write_input(writer, index, each) for index, each in enumerate(inputs)]
         check_tokens([_seen(entry) for entry in entries], least)
         metadata = CalibrationMetadata(
-            version=2,
+            version=_VERSION,
             model=_model_entry(model),
             digest=windows.digest,
             first_token=windows.first_token,
@@ -399,8 +402,19 @@ def _parsed(path: Path, metadata: Mapping[str, str] | None) -> CalibrationMetada
         return CalibrationMetadata.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["loc"] == ("version",) and type(first["input"]) is int:
+            raise UnreadableInput(_other_version(path, first["input"])) from error
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise _damaged(path, f"metadata, {where}: {first['msg']}") from error
+
+
+def _other_version(path: Path, version: int) -> str:
+    older = version < _VERSION
+    then = "calibrate again: qconv calibrate" if older else "upgrade it: pip install -U qconv"
+    return (
+        f"{path}: written by {'an older' if older else 'a newer'} qconv (version {version} of the "
+        f"form, where this one reads {_VERSION}); {then}"
+    )
 
 
 def _damaged(path: Path, what: str) -> UnreadableInput:

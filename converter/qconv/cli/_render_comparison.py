@@ -6,7 +6,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from qconv.engines import label
+from qconv.engines import engine_label
 
 from ._output import printable, write_line
 from ._render import _add_row, _print, _table
@@ -44,7 +44,7 @@ def _row(each: ArtifactSpoken) -> tuple[str, ...]:
     return (
         each.name,
         format_bytes(each.nbytes),
-        label(each.engine, each.version, each.device),
+        engine_label(each.engine, each.version, each.device),
         "-" if each.load_seconds is None else format_seconds(each.load_seconds),
         f"{tokens / seconds:.1f}" if seconds > 0 else "-",
         "-" if each.peak_bytes is None else format_bytes(each.peak_bytes),

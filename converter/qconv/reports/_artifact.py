@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from qconv._words import format_seconds
-from qconv.engines import label
+from qconv.engines import engine_label
 from qconv.validation import gate_meaning
 
 from ._blocks import captioned, code, pairs, quiet, status, table
@@ -235,7 +235,7 @@ def _engine(runtime: RuntimeResult) -> tuple[Child, ...]:
         return UNMEASURED if logits is None else figure(logits.kl.mean)
 
     return (
-        label(runtime.engine, runtime.version, runtime.device),
+        engine_label(runtime.engine, runtime.version, runtime.device),
         kl(runtime.logits),
         kl(runtime.against_decoded),
         UNMEASURED if runtime.seconds is None else format_seconds(runtime.seconds),

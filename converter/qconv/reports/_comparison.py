@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconv._words import format_seconds
-from qconv.engines import label
+from qconv.engines import engine_label
 
 from ._blocks import document, quiet, status, table
 from ._document import json_text
@@ -74,7 +74,7 @@ def _row(each: ArtifactSpoken) -> tuple[Child, ...]:
     return (
         each.name,
         size(each.nbytes),
-        label(each.engine, each.version, each.device) or UNMEASURED,
+        engine_label(each.engine, each.version, each.device) or UNMEASURED,
         UNMEASURED if each.load_seconds is None else format_seconds(each.load_seconds),
         figure(tokens / seconds if seconds else None),
         size(each.peak_bytes),

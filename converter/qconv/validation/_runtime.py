@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qconv.engines import label
+from qconv.engines import engine_label
 from qconv.errors import QconvError
 from qconv.validation._engine_tokens import TokensFound, compare_tokens
 from qconv.validation._logits import LogitsSum
@@ -96,7 +96,7 @@ class Engine:
         if self.reason is not None or not self._against_source.kl:
             reason = self.reason or "the model could not be run, so there is nothing to compare"
             return RuntimeResult(engine=self.name, version=self.version, reason=reason)
-        named = label(self.name, self.version, self.device)
+        named = engine_label(self.name, self.version, self.device)
         return RuntimeResult(
             engine=self.name,
             version=self.version,

@@ -295,7 +295,11 @@ class _Validating:
         if measured:
             self.progress("memory", 0, 1)
         return device_memory(
-            self.path, context=request.context, device=request.device, measured=measured
+            self.path,
+            context=request.context,
+            device=request.device,
+            measured=measured,
+            asked=bool(request.measure),
         )
 
     def _planned(self, matched: Match) -> tuple[Companions | None, str | None]:

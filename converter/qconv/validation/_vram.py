@@ -35,12 +35,13 @@ def asks_to_measure(asked: bool | None, depth: str, device: str) -> bool:  # noq
 
 
 def device_memory(
-    path: Path, *, context: int, device: str, measured: bool
+    path: Path, *, context: int, device: str, measured: bool, asked: bool = True
 ) -> tuple[VramResult | None, str]:
     """Memory that serving the artifact takes; or why that is not known.
 
     context: tokens of a sequence
     device: what to measure on: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``
+    asked: somebody wants it measured; otherwise what is predicted stands where measuring fails
     """
     try:
         predicted = predict_artifact(path, context=context)
@@ -53,6 +54,8 @@ def device_memory(
         return measure(path, context=context, device=device).result, ""
     except (QconvError, OSError) as error:
         reason = f"memory cannot be measured: {error}"
+        if not asked:
+            return replace(predicted, assumptions=(*predicted.assumptions, reason)), ""
         return replace(predicted, reason=reason), reason
 
 
