@@ -33,7 +33,7 @@ def test_it_tells_what_it_wrote(qconv_cli, line, tmp_path):
     assert re.search(r"  a.jsonl: 6 of \d+ windows; \d+ of 12 documents", ran.out)
     assert "statistics  full, of 13 inputs of 22 linear weights, 192 tokens at least" in ran.out
     assert file.metadata.digest in ran.out
-    assert "warning" not in ran.err  # a slow machine tells how far it is
+    assert ran.told == []
 
 
 def test_warnings_go_to_stderr(qconv_cli, line):
