@@ -259,7 +259,7 @@ def test_a_prompt_that_an_artifact_cannot_answer_is_exit_code_6(source, out, mon
 
     silent = SimpleNamespace(name="tiny-F32.gguf", reason="no engine: pip install it")
     made = SimpleNamespace(unmeasured=(silent,))
-    monkeypatch.setattr(qconv.comparison, "compare", lambda paths, prompts: made)
+    monkeypatch.setattr(qconv.comparison, "compare", lambda paths, **_: made)
     monkeypatch.setattr(qconv.reports, "with_texts", lambda validation, comparison: validation)
     words = (out / "tiny-F32.gguf", "--depth", "bytes")
     assert command(*words, source=source) == 0
