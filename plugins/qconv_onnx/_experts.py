@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from qconv.errors import Unsupported
 
+from ._loading import loaded_as
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -82,24 +84,12 @@ def _is_plain(experts: Any, up: _Joined, down: _Joined) -> bool:  # noqa: ANN401
 
 def _joined(info: ModelInfo, module: nn.Module) -> dict[str, _Joined]:
     """Parameters that are joined of tensors of each expert, by name."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
-    rules: Any = get_model_conversion_mapping(module)  # type: ignore[arg-type]
-    renamings = [each for each in rules if isinstance(each, WeightRenaming)]
-    converters = [each for each in rules if isinstance(each, WeightConverter)]
-    state: dict[str, Any] = dict(module.state_dict())
-    prefix = str(module.base_model_prefix)
-    of = {pattern: each for each in converters for pattern in each.source_patterns}
+    state = module.state_dict()
     found: dict[str, dict[str, list[str]]] = {}
-    for source in sorted(info.tensors, key=_natural):
-        target, pattern = rename_source_key(source, renamings, converters, prefix, state)
-        if pattern is not None and target in state and _joins(of[pattern]):
-            parts = found.setdefault(target, {each: [] for each in of[pattern].source_patterns})
+    for source, target, joining in loaded_as(module, sorted(info.tensors, key=_natural)):
+        if joining is not None and target in state and _joins(joining[1]):
+            pattern, converter = joining
+            parts = found.setdefault(target, {each: [] for each in converter.source_patterns})
             parts[pattern].append(source)
     return {
         target: _Joined(sources=tuple(zip(*parts.values(), strict=True)))

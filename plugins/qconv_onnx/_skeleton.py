@@ -16,6 +16,7 @@ from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported
 from qconv.plugin import Dropped
 
 from ._experts import separate_experts
+from ._loading import loaded_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -291,25 +292,8 @@ def _found(info: ModelInfo, module: Any, name: str) -> str | None:  # noqa: ANN4
 
 def _renamed(info: ModelInfo, module: nn.Module) -> dict[str, str]:
     """Source tensors by the parameter that transformers loads them as under another name."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
-    rules: Any = get_model_conversion_mapping(module)  # type: ignore[arg-type]
-    renamings = [each for each in rules if isinstance(each, WeightRenaming)]
-    converters = [each for each in rules if isinstance(each, WeightConverter)]
-    if not renamings:
-        return {}
-    state, prefix = module.state_dict(), str(module.base_model_prefix)
-    renamed = {}
-    for source in info.tensors:
-        target, pattern = rename_source_key(source, renamings, converters, prefix, state)
-        if pattern is None:  # of a converter: it would be joined with others
-            renamed[target] = source
-    return renamed
+    loaded = loaded_as(module, info.tensors)
+    return {target: source for source, target, joining in loaded if joining is None}
 
 
 def _check_shape(info: ModelInfo, name: str, shape: tuple[int, ...]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
+from onnx_text import computed, kinds, parsed
 
 from qconv_onnx._attention import shorten_attention
 from qconv_onnx._idle import remove_idle
@@ -63,7 +61,7 @@ attention (float[b,4,s,8] q, float[b,2,t,8] key, float[b,2,t,8] value, bool[b,1,
 
 
 def _model(text: str = EXPORTED) -> ir.Model:
-    return ir.from_proto(onnx.parser.parse_model(text))
+    return parsed(text)
 
 
 def _run(model: ir.Model, length: int = 3, hidden: int | None = None) -> np.ndarray:
@@ -75,16 +73,7 @@ def _run(model: ir.Model, length: int = 3, hidden: int | None = None) -> np.ndar
     feeds["mask"][..., 0] = True
     if hidden is not None:
         feeds["mask"][:, :, hidden] = False
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    opened = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return opened.run(None, feeds)[0]
-
-
-def _kinds(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
+    return computed(model, feeds)
 
 
 @pytest.mark.parametrize("length", [1, 3])
@@ -93,7 +82,7 @@ def test_attention_is_the_same_in_fewer_operators(length):
     before = len(list(model.graph))
     assert shorten_attention(model) == 1
     assert len(list(model.graph)) < before / 2
-    assert not {"Expand", "IsNaN", "Sqrt"} & set(_kinds(model))
+    assert not {"Expand", "IsNaN", "Sqrt"} & set(kinds(model))
     assert np.abs(_run(model, length) - _run(_model(), length)).max() <= 1e-6
 
 
@@ -132,7 +121,7 @@ def test_keys_that_are_not_repeated_head_by_head_stay_repeated():
     text = text.replace("k2 = Expand (k1, times)", "k2 = Expand (k1, by_heads)")
     model = _model(text)
     assert shorten_attention(model) == 1
-    assert _kinds(model)["Expand"] == 2
+    assert kinds(model)["Expand"] == 2
     assert np.abs(_run(model) - _run(_model(text))).max() <= 1e-6
 
 
@@ -150,9 +139,9 @@ def test_keys_that_are_not_repeated_head_by_head_stay_repeated():
 def test_what_differs_in_anything_stays_as_it_is(there, instead):
     assert there in EXPORTED
     model = _model(EXPORTED.replace(there, instead))
-    before = _kinds(model)
+    before = kinds(model)
     assert shorten_attention(model) == 0
-    assert _kinds(model) == before
+    assert kinds(model) == before
 
 
 def test_only_slices_of_everything_are_taken_out():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime
 import pytest
+from onnx_text import computed, kinds, parsed
 
 from qconv_onnx._multihead import fuse_heads
 from qconv_onnx._norms import keep_norms_apart
 from qconv_onnx._rotary import fuse_rotary
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 ROTARY = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -105,10 +106,6 @@ heads (float[b,s,16] xq, float[b,s,16] xk, float[b,s,16] xv, bool[b,s] seen)
 """
 
 
-def _model(text: str) -> ir.Model:
-    return ir.from_proto(onnx.parser.parse_model(text))
-
-
 def _run(model: ir.Model) -> np.ndarray:
     rng = np.random.default_rng(0)
     feeds = {}
@@ -117,24 +114,15 @@ def _run(model: ir.Model) -> np.ndarray:
         feeds[each.name] = rng.standard_normal(sizes).astype("float32")
     if "seen" in feeds:
         feeds["seen"] = np.arange(5) < np.array([[5], [3], [1]])
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto)
-    opened = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return opened.run(None, feeds)[0]
-
-
-def _kinds(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph if node.op_type != "Constant")
+    return computed(model, feeds)
 
 
 def test_halves_are_turned_by_one_operator():
-    model = _model(ROTARY)
+    model = parsed(ROTARY)
     assert fuse_rotary(model) == 1
-    assert _kinds(model)["RotaryEmbedding"] == 1
-    assert not {"Neg", "Slice", "Add"} & set(_kinds(model))
-    assert np.abs(_run(model) - _run(_model(ROTARY))).max() <= 1e-6
+    assert kinds(model)["RotaryEmbedding"] == 1
+    assert not {"Neg", "Slice", "Add"} & set(kinds(model))
+    assert np.abs(_run(model) - _run(parsed(ROTARY))).max() <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -150,19 +138,19 @@ def test_halves_are_turned_by_one_operator():
 )
 def test_other_turns_stay_as_they_are(there, instead):
     assert there in ROTARY
-    model = _model(ROTARY.replace(there, instead))
-    before = _kinds(model)
+    model = parsed(ROTARY.replace(there, instead))
+    before = kinds(model)
     assert fuse_rotary(model) == 0
-    assert _kinds(model) == before
+    assert kinds(model) == before
 
 
 def test_heads_are_computed_by_one_operator_from_the_padding_alone():
-    model = _model(HEADS)
+    model = parsed(HEADS)
     assert fuse_heads(model) == 1
     (node,) = (each for each in model.graph if each.op_type == "MultiHeadAttention")
     assert [each is not None for each in node.inputs] == [True] * 5  # with biases and padding
-    assert not {"GatherND", "Softmax", "Add"} & set(_kinds(model))
-    assert np.abs(_run(model) - _run(_model(HEADS))).max() <= 1e-5
+    assert not {"GatherND", "Softmax", "Add"} & set(kinds(model))
+    assert np.abs(_run(model) - _run(parsed(HEADS))).max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -177,13 +165,13 @@ def test_heads_are_computed_by_one_operator_from_the_padding_alone():
 def test_a_mask_that_says_more_than_padding_is_added_to_scores(there, instead):
     assert there in HEADS
     text = HEADS.replace(there, instead)
-    model = _model(text)
+    model = parsed(text)
     assert fuse_heads(model) == 1
     (node,) = (each for each in model.graph if each.op_type == "MultiHeadAttention")
     assert node.inputs[4] is None
     assert node.inputs[5] is not None
     if "Range (one" not in instead:  # that graph is of no use but to be refused
-        assert np.abs(_run(model) - _run(_model(text))).max() <= 1e-5
+        assert np.abs(_run(model) - _run(parsed(text))).max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -200,10 +188,10 @@ def test_other_attention_stays_as_it_is(there, instead):
     text = HEADS.replace(there, instead).replace(
         "float[b,s,16] z", "float[b,t,16] z" if "xv" in there else "float[b,s,16] z"
     )
-    model = _model(text)
-    before = _kinds(model)["MatMul"]
+    model = parsed(text)
+    before = kinds(model)["MatMul"]
     assert fuse_heads(model) == 0
-    assert _kinds(model)["MatMul"] == before
+    assert kinds(model)["MatMul"] == before
 
 
 def test_only_what_comes_before_a_norm_is_summed():
@@ -216,6 +204,6 @@ def test_only_what_comes_before_a_norm_is_summed():
         out = Add (b, a)
     }
     """
-    model = _model(text)
+    model = parsed(text)
     keep_norms_apart(model)
     assert [node.op_type for node in model.graph] == ["Sum", "LayerNormalization", "Add"]
