@@ -48,6 +48,7 @@ class Exported:
     weights: the source tensors it uses, which its initializers are called after
     products: of these, weights that it multiplies by and does nothing else with, and how each
         becomes (out, in)
+    tables: of these, tables that it looks up rows of and does nothing else with
     embedding, head: of these, the token embedding and the output projection, which may be one;
         None: there is none, or the graph does something else with it
     dropped: source tensors it does not use, by a rule
@@ -56,6 +57,7 @@ class Exported:
     graph: bytes
     weights: tuple[str, ...]
     products: Mapping[str, Arrangement]
+    tables: frozenset[str]
     embedding: str | None
     head: str | None
     dropped: tuple[Dropped, ...]
@@ -93,7 +95,7 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
 
 
 def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
-    """Products, embedding and head of :class:`Exported`."""
+    """Products, tables, embedding and head of :class:`Exported`."""
     found = find_places(model)
     kinds = {name: {type(place) for place in places} for name, places in found.items()}
     embedding = skeleton.embedding
@@ -104,6 +106,7 @@ def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
             for name, places in found.items()
             if kinds[name] == {Product}
         },
+        "tables": frozenset(name for name in found if kinds[name] == {Lookup}),
         "embedding": embedding if Lookup in kinds.get(embedding or "", ()) else None,
         "head": head if Product in kinds.get(head or "", ()) else None,
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qconv.plugin import FilePlan, Layout, Place
 
 from ._export import DATA_FILE
+from ._joined import join_products
 from ._multihead import fuse_heads
 from ._names import Names
 from ._norms import keep_norms_apart
@@ -129,13 +130,14 @@ def _graph(
         parts[tensor.name] = [_value(each, names.fresh(each.name)) for each in stored]
         for value in parts[tensor.name]:
             known.add(value)
-    rewriter = Rewriter(model, names)
+    rewriter = Rewriter(model, names, trusted=not isinstance(exported, SourceGraph))
     places = find_places(model)
     for tensor, _ in placed:
         if tensor.name in parts:
             half = known[tensor.name].dtype == ir.DataType.FLOAT16
             quantized = _stored(scheme, tensor, parts[tensor.name], half=half)
             rewriter.replace(quantized, places[tensor.name])
+    join_products(model, names)
     graph: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return graph
 

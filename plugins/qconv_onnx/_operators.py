@@ -3,7 +3,7 @@
 nbits: MatMulNBits and GatherBlockQuantized (com.microsoft), on CPU and CUDA; one table serves both
 blocked: DequantizeLinear by blocks before the MatMul, of the ONNX standard since opset 21
 integer: inputs rounded to 8 bits by token, then MatMulIntegerToFloat (com.microsoft), an integer
-product times the weight's scales, and then the token's largest magnitude. The input's codes are
+product times the weight's scales, and then the token's scale. The input's codes are
 shifted to uint8 with zero-point 128, as onnxruntime's fast integer kernels want them; the values
 stay those of a symmetric grid.
 static: as integer, but on scales and zero-points known beforehand, which serve inputs of one sign,
@@ -11,7 +11,8 @@ too: QuantizeLinear and DequantizeLinear around the input, each product with a p
 onnxruntime fuses one of those that share it only
 channel: DequantizeLinear by output channel before the MatMul
 conv: the same before a Conv
-rows: looked up in tables of 8-bit codes, each row on a scale of its own
+rows: looked up in tables of 8-bit codes, each row on a scale of its own; where a table is
+multiplied by, as integer: it is stored as it is looked up in, and turned when it is loaded
 In a graph of float16, integer and static multiply in float32; all else is in the graph's type.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._idle import sizes_known
 from ._places import Convolution, Lookup
 
 if TYPE_CHECKING:
@@ -58,16 +60,33 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rounded:
+    """An input in 8 bits: value = code * step * by_token.
+
+    codes: uint8, shifted by 128
+    step: one number
+    by_token: (..., 1)
+    """
+
+    codes: ir.Value
+    step: ir.Value
+    by_token: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
 class Rewriter:
     """Replaces products and lookups in a graph.
 
     names: of the model, from which new ones are taken
+    trusted: what the graph says of shapes is so, since it was exported here
     """
 
     model: ir.Model
     names: Names
+    trusted: bool = False
     _constants: dict[str, ir.Value] = field(default_factory=dict)
-    _inputs: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    _inputs: dict[ir.Value, _Rounded] = field(default_factory=dict)
+    _middles: dict[tuple[int | str, ...], ir.Value | None] = field(default_factory=dict)
     _floats: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def replace(self, stored: Stored, places: Sequence[Place]) -> None:
@@ -105,9 +124,10 @@ class Rewriter:
             "integer": self._integer,
             "static": self._static,
             "channel": self._channel,
+            "rows": self._integer_of_rows,
         }
         product = out if place.bias is None else f"{out}_without_bias"
-        if stored.half and stored.operator in {"integer", "static"}:
+        if stored.half and stored.operator in {"integer", "rows", "static"}:
             nodes = self._in_float(multiply[stored.operator], stored, place.x, product)
         else:
             nodes = multiply[stored.operator](stored, place.x, product)
@@ -203,16 +223,18 @@ class Rewriter:
         import onnx_ir as ir
 
         codes, scale = stored.parts
-        to_float = {"to": (ir.DataType.FLOAT16 if stored.half else ir.DataType.FLOAT).value}
+        kind = scale.dtype or ir.DataType.FLOAT
+        narrowed = stored.half and kind != ir.DataType.FLOAT16  # a product has scales in float32
         taken = self._node("Gather", [codes, x], f"{out}_codes", {"axis": 0})
-        floats = self._node("Cast", [taken.outputs[0]], f"{out}_floats", to_float)
+        floats = self._node("Cast", [taken.outputs[0]], f"{out}_floats", {"to": kind.value})
         scales = self._node("Gather", [scale, x], f"{out}_scale", {"axis": 0})
-        return [
-            taken,
-            floats,
-            scales,
-            self._node("Mul", [floats.outputs[0], scales.outputs[0]], out),
-        ]
+        decoded = f"{out}_decoded" if narrowed else out
+        product = self._node("Mul", [floats.outputs[0], scales.outputs[0]], decoded)
+        nodes = [taken, floats, scales, product]
+        if narrowed:
+            half = {"to": ir.DataType.FLOAT16.value}
+            nodes.append(self._node("Cast", [product.outputs[0]], out, half))
+        return nodes
 
     def _blocked(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
         attributes = {"axis": 0, "block_size": stored.block}
@@ -227,48 +249,108 @@ class Rewriter:
         product = self._node("MatMul", [floats.outputs[0], decoded.outputs[0]], out)
         return [rounded, floats, decoded, product]
 
-    def _integer(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+    def _integer_of_rows(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        """As ``_integer``, of a table: runtimes turn what is stored once, when they load it."""
         import onnx_ir as ir
 
+        codes, scale = stored.parts
+        whole = self._constant("qconv_whole", [-1], ir.DataType.INT64)
+        turned = self._node("Transpose", [codes], f"{out}_weight", {"perm": [1, 0]})
+        flat = self._node("Reshape", [scale, whole], f"{out}_scale")
+        return [turned, flat, *self._by_integers(x, turned.outputs[0], flat.outputs[0], out)]
+
+    def _integer(self, stored: Stored, x: ir.Value, out: str) -> list[ir.Node]:
+        weight, scale = stored.parts
+        return self._by_integers(x, weight, scale, out)
+
+    def _by_integers(
+        self, x: ir.Value, weight: ir.Value, weight_scale: ir.Value, out: str
+    ) -> list[ir.Node]:
+        """A product by codes, (in, out), and their scales, (out,)."""
         if x not in self._inputs:  # siblings share it
             self._inputs[x] = self._rounded(x)
-        codes, largest = self._inputs[x]
-        weight, weight_scale = stored.parts
+        rounded = self._inputs[x]
         self.model.graph.opset_imports[_MICROSOFT] = 1
-        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
         product = self._node(
             "MatMulIntegerToFloat",
-            [codes, weight, self._step(), weight_scale, middle],
+            [rounded.codes, weight, rounded.step, weight_scale, self._middle()],
             f"{out}_by_row",
             domain=_MICROSOFT,
         )
-        return [product, self._node("Mul", [product.outputs[0], largest], out)]
+        return [product, self._node("Mul", [product.outputs[0], rounded.by_token], out)]
 
-    def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Codes and largest magnitudes of an input, by token: before all that may share them.
+    def _rounded(self, x: ir.Value) -> _Rounded:
+        """An input rounded by token, before all that may share it.
+
+        As ``ActivationGrid`` has it, each token is one block of a QuantizeLinear of opset 21. A
+        token of zeros has codes of no meaning, which are multiplied by zero: it stays zero.
+        """
+        import onnx_ir as ir
+
+        sizes = sizes_known(x) if self.trusted else None
+        middles = None if sizes is None else self._middles_of(sizes[:-1])
+        if middles is None or sizes is None or not isinstance(sizes[-1], int):
+            return self._rounded_in_parts(x)
+        nodes: list[ir.Node] = []
+        largest = self._abs_max(x, nodes)
+        highest = self._constant("qconv_highest_code", 127, ir.DataType.FLOAT)
+        step = self._node("Div", [largest, highest], f"{x.name}_step")
+        inputs = [x, step.outputs[0], middles]
+        token = {"axis": -1, "block_size": sizes[-1]}
+        codes = self._node("QuantizeLinear", inputs, f"{x.name}_codes", token)
+        self._insert_after(x, [*nodes, step, codes])
+        one = self._constant("qconv_one", 1, ir.DataType.FLOAT)
+        return _Rounded(codes.outputs[0], one, step.outputs[0])
+
+    def _rounded_in_parts(self, x: ir.Value) -> _Rounded:
+        """The same where it is not known how many tokens come, or the opset is older.
 
         ``round(x / largest / (1 / 127))``, where ``ActivationGrid`` has ``round(x / (largest /
-        127))``: an operator less for every input. Each division errs by 2^-24 of what it gives at
-        most, so the two are the same but for values within 127 * 2^-21 of a step of the middle
-        between two codes, which may take either. A token of zeros has codes of no meaning, which
-        are multiplied by zero: it stays zero.
+        127))``: each division errs by 2^-24 of what it gives at most, so the two are the same but
+        for values within 127 * 2^-21 of a step of the middle between two codes, which may take
+        either.
         """
         import onnx_ir as ir
 
         nodes: list[ir.Node] = []
-        magnitude = self._abs_max(x, nodes)
-        parts = self._node("Div", [x, magnitude], f"{x.name}_parts")
-        middle = self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
-        inputs = [parts.outputs[0], self._step(), middle]
+        largest = self._abs_max(x, nodes)
+        parts = self._node("Div", [x, largest], f"{x.name}_parts")
+        step = self._constant("qconv_step", 1 / 127, ir.DataType.FLOAT)
+        inputs = [parts.outputs[0], step, self._middle()]
         codes = self._node("QuantizeLinear", inputs, f"{x.name}_codes")
         self._insert_after(x, [*nodes, parts, codes])
-        return codes.outputs[0], magnitude
+        return _Rounded(codes.outputs[0], step, largest)
 
-    def _step(self) -> ir.Value:
-        """Between two codes, of an input whose largest magnitude is 1."""
+    def _middle(self) -> ir.Value:
+        """The code of zero."""
         import onnx_ir as ir
 
-        return self._constant("qconv_step", 1 / 127, ir.DataType.FLOAT)
+        return self._constant("qconv_zero_point_128", 128, ir.DataType.UINT8)
+
+    def _middles_of(self, tokens: tuple[int | str, ...]) -> ir.Value | None:
+        """The code of zero for every token, which an input of the graph counts; or None.
+
+        tokens: dimensions
+        """
+        if tokens not in self._middles:
+            self._middles[tokens] = self._repeated_middle(tokens)
+        return self._middles[tokens]
+
+    def _repeated_middle(self, tokens: tuple[int | str, ...]) -> ir.Value | None:
+        import onnx_ir as ir
+
+        count, graph = len(tokens), self.model.graph
+        known = ((value, sizes_known(value)) for value in graph.inputs)
+        like = next((value for value, sizes in known if sizes and sizes[:count] == tokens), None)
+        if like is None or not count:
+            return None
+        sizes = self._node("Shape", [like], "qconv_tokens", {"start": 0, "end": count})
+        one = self._constant("qconv_one_column", [1], ir.DataType.INT64)
+        shape = self._node("Concat", [sizes.outputs[0], one], "qconv_by_token", {"axis": 0})
+        inputs = [self._middle(), shape.outputs[0]]
+        middles = self._node("Expand", inputs, "qconv_zero_points_128")
+        graph.insert_before(graph[0], [sizes, shape, middles])
+        return middles.outputs[0]
 
     def _abs_max(self, x: ir.Value, nodes: list[ir.Node]) -> ir.Value:
         """The largest magnitude of each token; before opset 18 its axis is an attribute."""

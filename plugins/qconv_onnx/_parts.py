@@ -38,6 +38,9 @@ _BITS = {
     **dict.fromkeys(("INT4", "UINT4"), 4),
 }
 
+#: Dimensions of a table.
+_TABLE = 2
+
 #: ONNX's name of a type, by torch's.
 TYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
 
@@ -67,6 +70,18 @@ def float_parts(shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
     return (Part(suffix="", type=TYPES[dtype], shape=shape, by_rows=True),)
 
 
+def row_parts(sizes: tuple[int, ...], scales: str) -> tuple[Part, ...]:
+    """The parts of a table, (out, in), or a kernel, (out, in, ...), with a scale for each row.
+
+    scales: ONNX's name of their type; those of a kernel have one dimension
+    """
+    of_scales = (sizes[0], 1) if len(sizes) == _TABLE else sizes[:1]
+    return (
+        Part(suffix=CODES, type="INT8", shape=sizes, by_rows=True),
+        Part(suffix=SCALE, type=scales, shape=of_scales, by_rows=True),
+    )
+
+
 def quantized_parts(
     operator: Operator, shape: tuple[int, int], grid: UniformGrid
 ) -> tuple[Part, ...]:
@@ -78,6 +93,8 @@ def quantized_parts(
     grid.check_shape(shape)
     rows, columns = shape
     groups, scales = columns // grid.columns(columns), TYPES[grid.scale_dtype]
+    if operator == "rows":
+        return row_parts(shape, scales)
     if operator == "nbits":
         size = grid.columns(columns) * grid.bits // 8
         parts = [

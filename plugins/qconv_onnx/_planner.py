@@ -27,6 +27,15 @@ _ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "wg", "classifier"
 #: Source dtypes that a graph's floats are made from.
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
+#: Bits of a table that has a scale for each row.
+TABLE_BITS = 8
+
+#: Tables of fewer values than this stay float, such as types of segments.
+LEAST_TABLE = 1 << 14
+
+#: What ``sensitive`` calls the output projection.
+HEAD = "head"
+
 #: Columns per scale of what is in blocks where the format itself has none.
 _BLOCK = 32
 
@@ -51,6 +60,7 @@ class _Treatment:
     operator: Operator | None = None
     grid: UniformGrid | None = None
     arrangement: Arrangement = "rows"
+    activation: ActivationGrid | None = None
     may_stay: bool = False
 
 
@@ -85,8 +95,10 @@ def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str)
     if scheme.operator is None:
         return _Treatment(reason="plain floats")
     if name in {graph.embedding, graph.head}:
-        return _table(scheme, graph, name)
-    if kept := _kept(graph, name):
+        return _table(request, scheme, graph, name)
+    if name in graph.tables and scheme.operator == "integer":
+        return _other_table(request, scheme, name)
+    if kept := _kept(request, scheme, graph, name):
         return _Treatment(reason=kept)
     if sensitive := _sensitive(request, scheme, name):
         return _Treatment(
@@ -98,20 +110,22 @@ def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str)
         )
     notes = [note for note in (scheme.why, _unmeasured(request, scheme, name)) if note]
     return _Treatment(
-        reason="; ".join(["a linear of a block", *notes]),
+        reason="; ".join([f"a linear {'of a block' if _in_block(name) else 'beside'}", *notes]),
         operator=scheme.operator,
         grid=_grid(scheme),
         arrangement=graph.products[name],
+        activation=activation_of(scheme.operator),
     )
 
 
-def _kept(graph: Exported, name: str) -> str:
+def _kept(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> str:
     """Why a tensor stays float; empty when it does not."""
     module = _in_block(name)
-    if not module:
-        return "not a linear weight of a block"
     if module.rpartition(".")[2] in _ROUTERS:
         return "a router stays float"
+    large = request.model.tensors[name].numel >= LEAST_TABLE
+    if not module and not (scheme.operator == "integer" and large):
+        return "not a linear weight of a block"
     return "" if name in graph.products else "not the weight of a MatMul in the graph"
 
 
@@ -121,8 +135,12 @@ def _in_block(name: str) -> str:
     return match["module"] if match else ""
 
 
-def _table(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
-    """Embedding and head: in blocks, which lose little; stored once where they are tied."""
+def _table(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> _Treatment:
+    """Embedding and head, stored once where they are tied.
+
+    Where products are of integers, the head's is, too; its rows have one scale each, as others'
+    have. Elsewhere they are in blocks, which lose little.
+    """
     tied = graph.embedding == graph.head
     what = "embedding and head, tied" if tied else "head" if name == graph.head else "embedding"
     bits = scheme.head if name == graph.head else scheme.embedding
@@ -130,13 +148,31 @@ def _table(scheme: Scheme, graph: Exported, name: str) -> _Treatment:
         bits = None
     if bits is None:
         return _Treatment(reason=f"{what}: float")
+    multiplied = name == graph.head
+    sensitive = _sensitive(request, scheme, name, called=HEAD) if multiplied else ""
+    if scheme.operator == "integer" and bits == TABLE_BITS and not sensitive:
+        return _Treatment(
+            reason=f"{what}: {bits} bits by row" + (", input rounded, too" if multiplied else ""),
+            operator="rows",
+            grid=_grid(scheme),
+            activation=activation_of("integer") if multiplied else None,
+        )
     # With zero-points of 4 bits, the two operators would want them packed otherwise.
     shared = tied and bits == 4
     symmetric = shared or (scheme.symmetric and scheme.group_size is not None)
     grid = _blocks(scheme, bits=bits, symmetric=symmetric)
-    return _Treatment(
-        reason=f"{what}: {bits} bits, weights only", operator="nbits", grid=grid, may_stay=True
-    )
+    reason = "; ".join(each for each in (f"{what}: {bits} bits, weights only", sensitive) if each)
+    return _Treatment(reason=reason, operator="nbits", grid=grid, may_stay=True)
+
+
+def _other_table(request: PlanRequest, scheme: Scheme, name: str) -> _Treatment:
+    """A table whose rows are looked up by position, or by something else that is no token."""
+    info = request.model.tensors[name]
+    if scheme.embedding is None:
+        return _Treatment(reason="a table: float as asked")
+    if info.numel < LEAST_TABLE:
+        return _Treatment(reason="a small table stays float")
+    return _Treatment(reason="a table: 8 bits by row", operator="rows", grid=_grid(scheme))
 
 
 def _grid(scheme: Scheme) -> UniformGrid:
@@ -160,6 +196,7 @@ def _blocks(scheme: Scheme, *, bits: int, symmetric: bool) -> UniformGrid:
 
 def _check_names(scheme: Scheme, graph: Exported) -> None:
     known = {part for name in graph.products for part in parts_of(name)}
+    known |= {HEAD} if graph.head is not None else set()
     for name in sorted(scheme.sensitive - known):
         modules = sorted({_in_block(each).rpartition(".")[2] for each in graph.products} - {""})
         raise UsageError(
@@ -174,9 +211,12 @@ def parts_of(name: str) -> set[str]:
     return {module, *module.split(".")} - {""}
 
 
-def _sensitive(request: PlanRequest, scheme: Scheme, name: str) -> str:
-    """Why the input of a linear weight is not rounded; empty when it is."""
-    if scheme.sensitive & parts_of(name):
+def _sensitive(request: PlanRequest, scheme: Scheme, name: str, called: str = "") -> str:
+    """Why the input of a linear weight is not rounded; empty when it is.
+
+    called: what the weight may be called, too
+    """
+    if scheme.sensitive & {*parts_of(name), called}:
         return "its input stays float as asked"
     error = (request.input_errors or {}).get(name, 0.0)
     if scheme.sensitive_above is None or error <= scheme.sensitive_above:
@@ -216,7 +256,7 @@ def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTen
         storage=grid.name,
         grid=grid,
         reason=chosen.reason,
-        activation=activation_of(operator),
+        activation=chosen.activation,
         arrangement=chosen.arrangement,
         operator=operator,
         parts=quantized_parts(operator, shape, grid),

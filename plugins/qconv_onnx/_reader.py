@@ -96,7 +96,7 @@ class OnnxReader:
         for node in self._model.graph.node:
             check_node(self._folder, node)
         self._made = {name: node for node in self._model.graph.node for name in node.output}
-        self._weights = {each.info.name: each for each in self._quantized()}
+        self._weights = self._alike(self._quantized())
         codes = {each.codes: each.info.name for each in self._weights.values()}
         nodes = self._model.graph.node
         self._static = static_inputs(self._folder, nodes, self._stored, codes)
@@ -142,9 +142,21 @@ class OnnxReader:
                 found.append(self._decoded(node))
             elif node.op_type == "Gather" and self._is_codes(node.input[0]):
                 found.append(self._rows(node))
-            elif node.op_type == "MatMulIntegerToFloat" and node.input[1] in self._stored:
-                found.append(self._integer(node))
+            elif node.op_type == "MatMulIntegerToFloat":
+                found += self._integers(node)
         return found
+
+    def _alike(self, found: Sequence[_Weight]) -> dict[str, _Weight]:
+        """Weights by name: a table that serves two operators must be the same to both."""
+        weights: dict[str, _Weight] = {}
+        for each in found:
+            known = weights.setdefault(each.info.name, each)
+            if known != each:
+                raise UnreadableInput(
+                    f"{self._folder}: the graph decodes {each.codes!r} in two ways, with "
+                    f"{known.scale!r} and {each.scale!r}; write the artifact again"
+                )
+        return weights
 
     def _blocks(self, node: onnx.NodeProto) -> _Weight:
         """MatMulNBits has the codes second, GatherBlockQuantized first, then numbers of rows."""
@@ -208,10 +220,30 @@ class OnnxReader:
         parts = (node.input[0], scales[0])
         return self._weight(node, parts, None, (rows, columns), "kernel", bits=8, block=columns)
 
-    def _integer(self, node: onnx.NodeProto) -> _Weight:
-        columns, rows = self._shape(node, node.input[1], 2)
-        parts = (node.input[1], node.input[3])
-        return self._weight(node, parts, None, (rows, columns), "channel", bits=8, block=columns)
+    def _integers(self, node: onnx.NodeProto) -> list[_Weight]:
+        """The weight of an integer product; several, where they are put side by side for it."""
+        codes, scales = (self._made.get(node.input[number]) for number in (1, 3))
+        if codes is None or scales is None or codes.op_type != "Concat":
+            return [self._integer(node, node.input[1], node.input[3])]
+        if len(codes.input) != len(scales.input) or scales.op_type != "Concat":
+            raise self._foreign(node, node.input[1])
+        if (_attributes(codes).get("axis"), _attributes(scales).get("axis")) != (1, 0):
+            raise self._foreign(node, node.input[1])
+        return [self._integer(node, *each) for each in zip(codes.input, scales.input, strict=True)]
+
+    def _integer(self, node: onnx.NodeProto, codes: str, scale: str) -> _Weight:
+        """Codes are (in, out), or those of a table, turned."""
+        made = self._made.get(codes)
+        if made is not None and made.op_type == "Transpose":
+            codes, scale = made.input[0], self._whence(scale)
+            rows, columns = self._shape(node, codes, 2)
+            kind: Literal["channel", "kernel"] = "kernel"
+        else:
+            columns, rows = self._shape(node, codes, 2)
+            kind = "channel"
+        return self._weight(
+            node, (codes, scale), None, (rows, columns), kind, bits=8, block=columns
+        )
 
     def _shape(
         self, node: onnx.NodeProto, name: str, dimensions: int | None = None

@@ -22,6 +22,7 @@ _INPUTS = {
     "MatMulIntegerToFloat": 4,
     "MatMulNBits": 3,
     "Reshape": 2,
+    "Transpose": 1,
 }
 
 #: Bits of codes in blocks.

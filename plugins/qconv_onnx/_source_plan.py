@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from qconv.errors import Unsupported, UsageError
 from qconv.plugin import TensorPlans
 
-from ._parts import CODES, SCALE, TYPES, Part, quantized_parts
-from ._planner import PlannedTensor, activation_of, parts_of
+from ._parts import TYPES, Part, quantized_parts, row_parts
+from ._planner import HEAD, LEAST_TABLE, TABLE_BITS, PlannedTensor, activation_of, parts_of
 
 if TYPE_CHECKING:
     from qconv.grids import UniformGrid
@@ -66,9 +66,6 @@ _DECODED = frozenset({"blocked", "channel", "conv"})
 
 #: Bits that a head has at least.
 _LEAST_OF_HEAD = 8
-
-#: Tables of fewer values than this stay float, such as types of segments.
-_TABLE = 1 << 14
 
 #: Columns per scale of tables where the format has none.
 _BLOCK = 32
@@ -137,7 +134,8 @@ def _refuse_options(request: PlanRequest, graph: SourceGraph) -> None:
 
 
 def _check_names(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> None:
-    known = {part for name in graph.products for part in _called(name)}
+    multiplied = {*graph.products, *graph.multiplied}
+    known = {part for name in multiplied for part in _called(graph, name)}
     for name in sorted(scheme.sensitive - known):
         some = ", ".join(sorted(graph.products)[:8])
         raise UsageError(
@@ -146,9 +144,9 @@ def _check_names(request: PlanRequest, scheme: Scheme, graph: SourceGraph) -> No
         )
 
 
-def _called(name: str) -> set[str]:
+def _called(graph: SourceGraph, name: str) -> set[str]:
     """What ``sensitive`` may call a weight: its name, or a part of that as in a checkpoint."""
-    return {name, *parts_of(name)}
+    return {name, *parts_of(name), *([HEAD] if name in graph.heads else [])}
 
 
 def _treatment(
@@ -185,7 +183,7 @@ def _factor(scheme: Scheme, operator: Operator, graph: SourceGraph, info: Tensor
     columns = _shape(graph, info)[1]
     if scheme.bits < _LEAST_OF_HEAD and info.name in graph.heads:
         return _Treatment(operator="channel", reason="gives an output, so not below 8 bits")
-    if scheme.sensitive & _called(info.name):
+    if scheme.sensitive & _called(graph, info.name):
         reason = "its input stays float as asked: 8 bits, weights only"
         return _Treatment(operator="channel" if columns % _BLOCK else "nbits", reason=reason)
     if scheme.group_size is not None and columns % scheme.group_size:
@@ -220,18 +218,27 @@ def _table(scheme: Scheme, graph: SourceGraph, info: TensorInfo) -> _Treatment |
     """
     columns, block = info.shape[1], scheme.group_size or _BLOCK
     shared = info.name in graph.multiplied
-    if info.numel < _TABLE:
-        return "a small table stays float"
-    if not shared and info.name not in graph.vocabularies:
-        return "a table by positions or by what the graph computes stays float"
     bits = scheme.head if info.name in graph.heads else scheme.embedding
-    if scheme.embedding is None or bits is None:
-        return "a table stays float here"
+    stays = _table_stays(graph, info)
+    if stays or bits is None or scheme.embedding is None:
+        return stays or "a table stays float here"
     if not shared and (scheme.group_size is None or columns % block):
         return _Treatment(operator="rows", reason="a table, 8 bits by row")
+    named = scheme.sensitive & _called(graph, info.name)
+    if scheme.operator == "integer" and bits == TABLE_BITS and not named:
+        return _Treatment(operator="rows", reason="a table, 8 bits by row, input rounded, too")
     if columns % block:
         return f"a table of {columns} columns, no multiple of {block}, stays float"
     return _Treatment(operator="nbits", reason=f"a table, {bits} bits in blocks", bits=bits)
+
+
+def _table_stays(graph: SourceGraph, info: TensorInfo) -> str:
+    """Why a table stays float, whatever was asked; empty where it need not."""
+    if info.numel < LEAST_TABLE:
+        return "a small table stays float"
+    if info.name not in graph.multiplied | graph.vocabularies | graph.added:
+        return "a table by positions or by what the graph computes stays float"
+    return ""
 
 
 def _shape(graph: SourceGraph, info: TensorInfo) -> tuple[int, int]:
@@ -249,10 +256,12 @@ def _quantized(
     operator, shape = chosen.operator, _shape(graph, info)
     # With zero-points of 4 bits, lookups and products would want them packed otherwise.
     shared = info.name in graph.lookups and chosen.bits == 4
-    grid = _grid(scheme, operator, info, bits=chosen.bits, symmetric=shared)
+    # Of a table by rows, its product, if there is one, is an integer one.
+    by = "integer" if operator == "rows" and info.name in graph.multiplied else operator
+    grid = _grid(scheme, by, info, bits=chosen.bits, symmetric=shared)
     wanted = _grid(scheme, scheme.operator or operator, info, bits=scheme.bits)
-    if operator in {"conv", "rows"}:
-        parts = _row_parts(operator, info.shape, TYPES[grid.scale_dtype])
+    if operator == "conv":
+        parts = row_parts(info.shape, TYPES[grid.scale_dtype])
     else:
         parts = quantized_parts(operator, shape, grid)
     arrangement = "flat" if operator == "conv" else graph.products.get(info.name, "rows")
@@ -265,7 +274,7 @@ def _quantized(
         grid=grid,
         reason=chosen.reason,
         fallback_from=wanted.name if chosen.fell else None,
-        activation=activation_of(operator),
+        activation=activation_of(by),
         arrangement=arrangement,
         operator=operator,
         parts=parts,
@@ -290,18 +299,6 @@ def _grid(
         group_size=(scheme.group_size or _BLOCK) if in_blocks else "channel",
         scale_dtype="float32" if operator in _IN_FLOAT else _SCALES[info.dtype],
         search=scheme.search,
-    )
-
-
-def _row_parts(operator: Operator, sizes: tuple[int, ...], kind: str) -> tuple[Part, ...]:
-    """Codes as the weight lies in the source; a Conv has its scales in one dimension.
-
-    kind: ONNX's name of the type of scales
-    """
-    scales = sizes[:1] if operator == "conv" else (sizes[0], 1)
-    return (
-        Part(suffix=CODES, type="INT8", shape=sizes, by_rows=True),
-        Part(suffix=SCALE, type=kind, shape=scales, by_rows=True),
     )
 
 

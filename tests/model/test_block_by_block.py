@@ -154,3 +154,19 @@ def test_opening_draws_no_random_numbers(tmp_path):
     with open_checkpoint(tmp_path) as checkpoint:
         open_model(checkpoint, device="cpu")
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_a_head_takes_what_is_made_of_its_input(kind, tmp_path):
+    whole = tiny.save(kind, tmp_path)
+    window = tiny.windows(9)[0]
+    with open_checkpoint(tmp_path) as checkpoint, torch.no_grad():
+        model = open_model(checkpoint, device="cpu")
+        with model.begin([window]) as hidden:
+            run_through(model, hidden)
+            whole.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0] * 3,))
+            expected = whole(window[None]).logits[0]
+            with model.tail(before_head=lambda _, args: (args[0] * 3,)) as tail:
+                torch.testing.assert_close(tail.logits(hidden[0]), expected)
+            with model.tail() as tail:  # and it is for that context only
+                assert not torch.allclose(tail.logits(hidden[0]), expected)

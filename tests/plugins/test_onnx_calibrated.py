@@ -189,7 +189,10 @@ def test_layers_whose_inputs_round_badly_are_found_by_measurement_and_listed(
         "rounding its input would change its output by " in each for each in reasons.values()
     )
     errors = everything.plan.targets[0].request.input_errors
-    assert set(errors) == set(linears)
+    head = "model.embed_tokens.weight"
+    assert set(errors) == {*linears, head}
+    assert _operators(everything)[head] == "nbits"
+    errors = {name: error for name, error in errors.items() if name != head}
     *_, second, first = sorted(errors.values())
     limit = (first + second) / 2
     some = _operators(convert("some", f"sensitive_above={limit}"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import qconv
 from qconv.errors import BrokenPlugin, UnreadableInput, Unsupported, UnsupportedGrid, UsageError
-from qconv.grids import UniformGrid
+from qconv.grids import ActivationGrid, UniformGrid
 from qconv.plugin import ModelInfo, PlanRequest, TensorInfo
 from qconv.tensors import QuantTensor
 from qconv_onnx._backend import OnnxBackend
@@ -115,7 +115,7 @@ def test_on_cuda_the_codes_of_w8a8_are_weights_only(llama, backend, model, tmp_p
     assert all("no kernel on CUDA" in each.reason for each in linears.values())
     on_cpu, values = write(backend, llama, tmp_path / "cpu", "w8a8")
     on_cuda, _ = write(backend, llama, tmp_path / "cuda", "w8a8", provider="cuda")
-    for name in values:
+    for name in values.keys() - {"model.embed_tokens.weight"}:  # in blocks there
         assert torch.equal(OnnxReader(on_cpu).read(name), OnnxReader(on_cuda).read(name)), name
 
 
@@ -211,10 +211,59 @@ def untied(tmp_path_factory) -> tuple[OnnxBackend, ModelInfo]:
 
 def test_a_table_that_blocks_do_not_divide_stays_float_and_is_told(tmp_path):
     folder = save_llama(tmp_path / "odd", num_hidden_layers=1, hidden_size=48, head_dim=16)
-    plans = _plan(OnnxBackend(), read_model(folder)[0], "w8a8")
+    plans = _plan(OnnxBackend(), read_model(folder)[0], "int8_static")
     (table,) = (each for each in plans.tensors if "embed" in each.name)
     assert (table.dtype, table.fallback_from) == ("float32", "uint8_g32")
     assert table.reason == "48 columns are not a multiple of 32"
+
+
+@pytest.mark.parametrize(
+    ("options", "embedding", "head"),
+    [
+        ({}, "rows", "rows"),
+        ({"head": "4"}, "rows", "nbits"),
+        ({"sensitive": "head"}, "rows", "nbits"),
+        ({"embedding": "float"}, None, "rows"),
+    ],
+    ids=str,
+)
+def test_tables_are_by_row_where_products_are_of_integers(untied, options, embedding, head):
+    backend, model = untied
+    plans = {each.name: each for each in _plan(backend, model, "w8a8", **options).tensors}
+    found = plans["model.embed_tokens.weight"], plans["lm_head.weight"]
+    assert tuple(each.operator for each in found) == (embedding, head)
+    rounded = ActivationGrid() if head == "rows" else None
+    assert tuple(each.activation for each in found) == (None, rounded)
+
+
+def test_a_head_whose_input_rounds_badly_keeps_it_float(backend, model):
+    name = "model.embed_tokens.weight"
+    request = PlanRequest(model=model, format="w8a8", input_errors={name: 0.25})
+    (found,) = (each for each in backend.plan_tensors(request).tensors if each.name == name)
+    assert (found.operator, found.activation) == ("nbits", None)
+    assert "rounding its input would change its output by 25.0%" in found.reason
+    request = PlanRequest(model=model, format="w8a8", input_errors={name: 0.01})
+    (found,) = (each for each in backend.plan_tensors(request).tensors if each.name == name)
+    assert (found.operator, found.activation) == ("rows", ActivationGrid())
+
+
+def test_what_is_beside_the_blocks_is_in_8_bits_where_products_are_of_integers(tmp_path):
+    folder = save_bert(tmp_path / "bert", hidden_size=128, max_position_embeddings=128)
+    model = read_model(folder)[0]
+    plans = {each.name: each for each in _plan(OnnxBackend(), model, "w8a8").tensors}
+    kinds = {name: each.operator for name, each in plans.items() if "encoder" not in name}
+    assert {name: kind for name, kind in kinds.items() if kind} == {
+        "embeddings.word_embeddings.weight": "rows",
+        "embeddings.position_embeddings.weight": "rows",
+        "pooler.dense.weight": "integer",
+    }
+    assert plans["embeddings.position_embeddings.weight"].activation is None
+    assert plans["embeddings.token_type_embeddings.weight"].reason == "a small table stays float"
+    float_tables = _plan(OnnxBackend(), model, "w8a8", embedding="float").tensors
+    asked = {each.reason for each in float_tables if "_embeddings" in each.name}
+    assert asked == {"embedding: float", "a table: float as asked"}
+    others = _plan(OnnxBackend(), model, "w8").tensors
+    assert {each.operator for each in others if "position" in each.name} == {None}
 
 
 def test_a_tied_head_in_the_checkpoint_is_dropped_with_its_reason(model):

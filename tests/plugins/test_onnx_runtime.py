@@ -95,8 +95,8 @@ def test_w8a8_computes_on_inputs_rounded_by_token(llama, backend, tmp_path):
     artifact, values = write(backend, llama, tmp_path, "w8a8", accuracy_level="1")
     model = decoded(llama, artifact)
     grid = ActivationGrid()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(
                 lambda _, args: grid.fake_quantize(args[0].flatten(0, 1)).view(args[0].shape)
             )
@@ -114,12 +114,10 @@ def test_w8a8_runs_on_integer_kernels(llama, backend, tmp_path):
     nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
     kinds = [node.op_type for node in nodes]
     quantized = [name for name, value in values.items() if not isinstance(value, torch.Tensor)]
-    assert (
-        kinds.count("MatMulIntegerToFloat") == len(quantized) - 1 == 14
-    )  # one is embedding and head
-    assert (
-        kinds.count("QuantizeLinear") == 8
-    )  # q, k and v share their input, gate and up share theirs
+    assert kinds.count("MatMulIntegerToFloat") == len(quantized) == 15
+    # q, k and v share their input, gate and up share theirs; one is the head's
+    assert kinds.count("QuantizeLinear") == 9
+    assert "MatMulNBits" not in kinds
 
 
 @pytest.mark.parametrize("target", ["fp32", "w8", "int4", "int4_qdq", "w8a8"])
@@ -155,13 +153,23 @@ def test_a_decoder_has_the_names_that_optimum_gives(llama, backend, tmp_path):
     assert shapes["present.1.value"] == ["batch_size", 2, both, 16]
 
 
-@pytest.mark.parametrize("target", ["w8", "int4", "w8a8"])
-def test_a_tied_table_is_stored_once_and_serves_both(llama, backend, tmp_path, target):
-    artifact, _ = write(backend, llama, tmp_path, target)
+@pytest.mark.parametrize(
+    ("target", "operators"),
+    [
+        ("w8", ["GatherBlockQuantized", "MatMulNBits"]),
+        ("int4", ["GatherBlockQuantized", "MatMulNBits"]),
+        ("w8a8", ["Gather", "Transpose"]),
+        ("w8a8,sensitive=head", ["GatherBlockQuantized", "MatMulNBits"]),
+    ],
+)
+def test_a_tied_table_is_stored_once_and_serves_both(llama, backend, tmp_path, target, operators):
+    target, _, option = target.partition(",sensitive=")
+    options = {"sensitive": option} if option else {}
+    artifact, _ = write(backend, llama, tmp_path, target, **options)
     graph = onnx.load(artifact / "model.onnx", load_external_data=False).graph
     table = "model.embed_tokens.weight_quantized"
     users = [node.op_type for node in graph.node if table in node.input]
-    assert sorted(users) == ["GatherBlockQuantized", "MatMulNBits"]
+    assert sorted(users) == operators
 
 
 # MatMulNBits that rounds inputs does so otherwise for one token than for several

@@ -70,6 +70,11 @@ def test_what_gives_an_output_has_the_bits_of_the_head(source, target, storage):
         ("int4,head=4", "int4_g32"),
         ("int4,head=float", "FLOAT"),
         ("w8a8,head=4", "int4_g32"),
+        ("w8a8", "int8_channel"),
+        ("w8a8,sensitive=head", "uint8_g32"),
+        ("w8a8,sensitive=table", "uint8_g32"),
+        ("w8a8,provider=cuda", "uint8_g32"),
+        ("int8_static", "uint8_g32"),
         ("int4,embedding=float,head=4", "FLOAT"),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
-from onnx_sources import graph, run, save, values
+from onnx_sources import decoded, graph, run, save, values
 
 import qconv
+from qconv.grids import ActivationGrid
 
 _FLOAT = "a table by positions or by what the graph computes stays float"
 
@@ -74,6 +76,80 @@ def test_a_table_that_is_looked_up_otherwise_too_stays_float(tmp_path):
 def test_a_table_that_the_graph_multiplies_by_has_8_bits_whatever_chooses_rows(tmp_path):
     plan = _table(_model(*_COMPUTED, tied=True), tmp_path)
     assert plan.reason == "a table, 8 bits in blocks"
+
+
+def _summed(*more, first: str = "c"):
+    """Rows of a table by position, added to rows that tokens choose, maybe after others."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=7),
+        helper.make_node("CumSum", ["ids", "zero"], ["numbers"]),
+        helper.make_node("Gather", ["table", "numbers"], ["a"]),
+        helper.make_node("Gather", ["tokens", "ids"], ["b"]),
+        helper.make_node("Add", ["b", "kinds"], ["c"]),
+        helper.make_node("Exp", ["c"], ["d"]),
+        helper.make_node("Add", ["a", first], ["e"]),
+        *more,
+        helper.make_node("MatMul", ["e", "w"], ["y"]),
+    ]
+    weights = {
+        "table": values(600, 64),
+        "tokens": values(600, 64, seed=1),
+        "kinds": values(64),
+        "w": values(64, 64),
+        "zero": np.array(1),
+    }
+    return graph(nodes, weights, {"x": ["n", "s"]}, {"y": None})
+
+
+@pytest.mark.parametrize("target", ["w8", "w8a8"])
+def test_a_table_that_is_added_to_an_embedding_is_one_whatever_chooses_rows(tmp_path, target):
+    made = _summed()
+    source = save(made, tmp_path / "source")
+    done = qconv.convert(source, to=f"onnx:{target}", out=tmp_path, threads=1)
+    plans = {each.name: each for each in done.plan.targets[0].tensors.tensors}
+    assert plans["table"].grid is not None
+    artifact = done.artifacts[0].files[0].parent
+    x = np.array([[0, 0, 3, 1], [7, 7, 300, 2]], dtype=np.float32)
+    wanted = run(decoded(made, artifact), x)
+    off = np.linalg.norm(run(artifact / "model.onnx", x) - wanted) / np.linalg.norm(wanted)
+    assert off < 0.03
+
+
+def test_a_table_that_is_added_to_something_else_stays_float(tmp_path):
+    assert _table(_summed(first="d"), tmp_path).reason == _FLOAT
+    also = helper.make_node("Sin", ["a"], ["unused"])
+    assert _table(_summed(also), tmp_path).reason == _FLOAT
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_tied_table_by_row_serves_lookups_and_an_integer_product(tmp_path, half):
+    made = _model(*_AS_IT_IS, tied=True)
+    if half:
+        made = _in_half(made)
+    done = qconv.convert(save(made, tmp_path / "source"), to="onnx:w8a8", out=tmp_path, threads=1)
+    (plan,) = (each for each in done.plan.targets[0].tensors.tensors if each.name == "table")
+    assert (plan.storage, plan.activation) == ("int8_channel", ActivationGrid())
+    artifact = done.artifacts[0].files[0].parent
+    nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
+    assert [node.op_type for node in nodes].count("MatMulIntegerToFloat") == 2
+    x = np.array([0, 599, 3, 7, 7, 300], dtype=np.float32)
+    wanted = run(decoded(made, artifact), x)
+    off = np.linalg.norm(run(artifact / "model.onnx", x) - wanted) / np.linalg.norm(wanted)
+    assert 0 < off < 0.03
+
+
+def _in_half(model):
+    """The same with weights in float16, and what comes of them in float32 again."""
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    for tensor in new.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    new.graph.node[-1].output[0] = "z"
+    new.graph.node.append(helper.make_node("Cast", ["z"], ["y"], to=1))
+    new.opset_import[0].version = 19
+    return new
 
 
 def test_angles_come_out_as_they_were(tmp_path):

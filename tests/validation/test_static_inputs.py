@@ -14,6 +14,7 @@ import torch
 
 from qconv.calibration import Calibration
 from qconv.grids import ActivationGrid
+from qconv.model import BlockModel
 from qconv.validation import TensorResult
 from qconv.validation._static_inputs import with_inputs_checked
 from validation.damage import converted, edit_onnx, faults_of, model_at, validated
@@ -128,3 +129,14 @@ def test_inputs_rounded_with_something_else_are_found_in_what_blocks_give(artifa
     for damaged in (shifted, widened):
         assert damaged.status == "fail"
         assert min(each.relative_error for each in damaged.blocks) > 0.1
+
+
+def test_the_input_of_a_head_is_rounded_as_the_engine_rounds_it(source, one_backend, tmp_path):
+    artifact = converted(source, "onnx:w8a8,sensitive=none", tmp_path)
+    asked = {"target": "onnx:w8a8,sensitive=none", "windows": 2, "window_length": 32}
+    (runtime,) = validated(artifact, source, depth="runtime", **asked).runtimes
+    with pytest.MonkeyPatch.context() as patch:
+        tail = BlockModel.tail
+        patch.setattr(BlockModel, "tail", lambda self, **_: tail(self))
+        (other,) = validated(artifact, source, depth="runtime", **asked).runtimes
+    assert runtime.against_decoded.kl.mean < 0.1 * other.against_decoded.kl.mean

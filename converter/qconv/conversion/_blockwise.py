@@ -144,7 +144,7 @@ class Blockwise:
                         live.advance(floats)
                 for stream in streams:
                     yield from self._block(info, stream, inside.get(info.name, ()), floats)
-            statistics = self._head_statistics(streams[0].hidden)
+            statistics = self.head_statistics(streams[0].hidden)
             for stream in streams:
                 stream.hidden.close()
             if floats is not None:
@@ -339,7 +339,7 @@ class Blockwise:
             for number, use in job.uses
         )
 
-    def _head_statistics(self, hidden: Hidden) -> Mapping[str, Statistics]:
+    def head_statistics(self, hidden: Hidden) -> Mapping[str, Statistics]:
         """Of the output projection's input, by its source name."""
         head = self.model.head
         if self.passes.saved is not None:

@@ -7,7 +7,8 @@ Peak memory: as the conversion's, with fewer windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Windows that are run: errors are taken on the rows that statistics sample of them.
 _WINDOWS = 8
+
+#: Rows of a weight that are measured at once.
+_SLAB = 1 << 13
 
 Errors = dict[str, float]
 
@@ -55,7 +59,7 @@ def input_errors(
     ]
     if passes.model is None:
         for job in jobs:
-            _take(found, [job], _read(checkpoint, job), passes.saved or {})
+            _take(found, [job], _slabs(checkpoint, job), passes.saved or {})
         return tuple(found)
     with workers(plan.threads) as executor:
         blockwise = Blockwise(
@@ -83,13 +87,22 @@ class _Measuring:
     found: list[Errors]
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Measure the inputs of all weights in blocks."""
-        inside, _ = self.blockwise.by_block(jobs)
+        """Measure the inputs of all weights in blocks, and that of the head."""
+        inside, outside = self.blockwise.by_block(jobs)
         with self.model.begin(self.blockwise.passes.windows) as start:
             hidden = start
             for info in self.model.blocks:
                 hidden = self._block(info, hidden, inside.get(info.name, ()))
+            self._head(hidden, outside)
             hidden.close()
+
+    def _head(self, hidden: Hidden, jobs: Sequence[Job]) -> None:
+        names = {name for job in jobs for name, _ in job.sources}
+        asked = [job for job in jobs if any(use.activation for _, use in job.uses)]
+        if asked and self.model.head in names:
+            statistics = self.blockwise.head_statistics(hidden)
+            for job in asked:
+                _take(self.found, [job], _slabs(self.blockwise.checkpoint, job), statistics)
 
     def _block(self, info: BlockInfo, hidden: Hidden, jobs: Sequence[Job]) -> Hidden:
         """Measure one block; gives the hidden states after it."""
@@ -107,7 +120,7 @@ class _Measuring:
                 for ref in live.linears:
                     if ref.transposed:
                         tensors[ref.source] = tensors[ref.source].t()
-                _take(self.found, group, tensors, state.statistics)
+                _take(self.found, group, _whole(tensors), state.statistics)
         hidden.close()
         return outputs
 
@@ -115,9 +128,10 @@ class _Measuring:
 def _take(
     found: list[Errors],
     jobs: Sequence[Job],
-    weights: Mapping[str, torch.Tensor],
+    slabs: Callable[[str], Iterable[torch.Tensor]],
     statistics: Mapping[str, Statistics],
 ) -> None:
+    """Measure what some weights' inputs are rounded with. slabs: of the rows of a source tensor."""
     for job in jobs:
         for number, use in job.uses:
             if use.activation is None:
@@ -125,20 +139,37 @@ def _take(
             for name in use.sources:
                 known = statistics.get(name)
                 if known is not None and len(known.sample):
-                    found[number][name] = _error(weights[name].float(), use.activation, known)
+                    found[number][name] = _error(slabs(name), use.activation, known)
 
 
-def _error(weight: torch.Tensor, activation: ActivationGrid, statistics: Statistics) -> float:
-    known = statistics.to(weight.device)
-    static = None if activation.dynamic else activation.fit_range(known.low, known.high)
-    exact = known.sample @ weight.t()
-    rounded = activation.fake_quantize(known.sample, static) @ weight.t()
-    size = float(exact.norm())
-    return float((rounded - exact).norm()) / size if size else 0.0
+def _error(
+    slabs: Iterable[torch.Tensor], activation: ActivationGrid, statistics: Statistics
+) -> float:
+    off = size = 0.0
+    for slab in slabs:
+        weight, known = slab.float(), statistics.to(slab.device)
+        static = None if activation.dynamic else activation.fit_range(known.low, known.high)
+        exact = known.sample @ weight.t()
+        rounded = activation.fake_quantize(known.sample, static) @ weight.t()
+        off += float((rounded - exact).double().square().sum())
+        size += float(exact.double().square().sum())
+    return math.sqrt(off / size) if size else 0.0
 
 
-def _read(checkpoint: Checkpoint, job: Job) -> dict[str, torch.Tensor]:
-    """The sources of a job, by name: (out, in), whichever way they are stored."""
-    if job.arrangement != "rows":  # such a job has one source
-        return {name: read_slab(job, 0, job.rows, checkpoint.read_rows) for name, _ in job.sources}
-    return {name: checkpoint.read_rows(name, 0, rows) for name, rows in job.sources}
+def _whole(tensors: Mapping[str, torch.Tensor]) -> Callable[[str], list[torch.Tensor]]:
+    """Tensors that are at hand, each as one slab."""
+    return lambda name: [tensors[name]]
+
+
+def _slabs(checkpoint: Checkpoint, job: Job) -> Callable[[str], Iterator[torch.Tensor]]:
+    """The sources of a job in slabs of rows, (out, in), whichever way they are stored."""
+    rows = dict(job.sources)
+
+    def slabs(name: str) -> Iterator[torch.Tensor]:
+        if job.arrangement != "rows":  # such a job has one source
+            yield read_slab(job, 0, job.rows, checkpoint.read_rows)
+            return
+        for start in range(0, rows[name], _SLAB):
+            yield checkpoint.read_rows(name, start, min(start + _SLAB, rows[name]))
+
+    return slabs

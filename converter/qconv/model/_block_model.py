@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,12 +150,21 @@ class BlockModel:
         return LiveBlock(info.name, index, self._skeleton.blocks[index], self._weights)
 
     @contextmanager
-    def tail(self) -> Iterator[Tail]:
-        """Final norm and head, kept until the context ends."""
+    def tail(self, before_head: Callable[..., Any] | None = None) -> Iterator[Tail]:
+        """Final norm and head, kept until the context ends.
+
+        before_head: called with the head and its inputs, gives those that it takes instead:
+            a forward pre-hook of ``torch.nn.Module``
+        """
         import torch
 
-        with self._outside.lent(torch.zeros(1, dtype=torch.int64)):
-            yield Tail(self._skeleton.model, self._recorder, self.device, head=self._head_module())
+        head = self._head_module()
+        with ExitStack() as stack:
+            stack.enter_context(self._outside.lent(torch.zeros(1, dtype=torch.int64)))
+            if before_head is not None and head is not None:
+                handle = head.register_forward_pre_hook(before_head)
+                stack.callback(handle.remove)
+            yield Tail(self._skeleton.model, self._recorder, self.device, head=head)
 
     def finish(self, hidden: Hidden) -> Iterator[torch.Tensor]:
         """Every window's last hidden states as the head sees them: (tokens, hidden)."""

@@ -150,7 +150,9 @@ class _Pair:
 
     def _logits(self, theirs: Hidden, mine: Hidden, engine: Engine | None) -> LogitsResult:
         total = LogitsSum()
-        with self.teacher.tail() as reference, self.student.tail() as decoded:
+        rounded = self.activations.get(self.student.head or "")
+        hook = None if rounded is None else _rounding(rounded)
+        with self.teacher.tail() as reference, self.student.tail(before_head=hook) as decoded:
             for number, window in enumerate(self.running.windows):
                 expected = reference.logits(theirs[number])
                 found = decoded.logits(mine[number])
