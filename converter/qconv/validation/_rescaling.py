@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: Alternations of the fit of rows and columns; two leave 1e-6 where one side was rescaled.
+#: Alternations of the fit of columns and rows; two leave 1e-6 where one side was rescaled.
 _ROUNDS = 3
 
 #: Share of an average row's or column's sum of squares that is next to nothing.
@@ -23,23 +23,39 @@ def rescaled(source: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
     """``source`` with the row and column factors that bring it nearest to ``found``.
 
     None where a factor is not positive: no rescaling turns signs. A row or column that rounding
-    left next to nothing of has none, and keeps its values.
+    left next to nothing of tells none, and gets the median of the others': as large as it was,
+    beside others that were divided by hundreds, it would be most of what these are fitted to.
 
     source, found: (rows, columns) float32, of at least two rows and columns
     """
-    import torch
-
     if min(source.shape) < 2:
         return None
-    made = source
+    told = [_tells(source, found, dim) for dim in (1, 0)]
+    if not all(bool(each.any()) for each in told):
+        return None
+    rows, columns = (each.nonzero().squeeze(1) for each in told)
+    made, wanted = (each[rows][:, columns] for each in (source, found))
+    factors = [made.new_ones(len(rows), 1), made.new_ones(1, len(columns))]
     for _ in range(_ROUNDS):
-        for dim in (0, 1):
-            weight = (made * made).sum(dim, keepdim=True)
-            factor = (made * found).sum(dim, keepdim=True) / weight.clamp_min(1e-30)
-            left = (found * found).sum(dim, keepdim=True)
-            empty = (weight <= 0) | (left <= _NOTHING * left.mean())
-            factor = torch.where(empty, torch.ones_like(factor), factor)
+        for across in (1, 0):
+            now = made * factors[0] * factors[1]
+            weight = (now * now).sum(1 - across, keepdim=True)
+            factor = (now * wanted).sum(1 - across, keepdim=True) / weight.clamp_min(1e-30)
             if not bool((factor > 0).all()):
                 return None
-            made = made * factor
-    return made
+            factors[across] = factors[across] * factor
+    by_row = _filled(factors[0].squeeze(1), rows, source.shape[0])
+    by_column = _filled(factors[1].squeeze(0), columns, source.shape[1])
+    return source * by_row[:, None] * by_column
+
+
+def _tells(source: torch.Tensor, found: torch.Tensor, dim: int) -> torch.Tensor:
+    """Which rows or columns say what they were multiplied by. dim: that is summed over."""
+    left = (found * found).sum(dim)
+    told: torch.Tensor = (left > _NOTHING * left.mean()) & ((source * source).sum(dim) > 0)
+    return told
+
+
+def _filled(factors: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+    """Factors at their places, and their median elsewhere."""
+    return factors.median().expand(count).index_copy(0, places, factors)
