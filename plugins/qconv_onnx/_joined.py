@@ -31,16 +31,25 @@ def join_products(model: ir.Model, names: Names) -> None:
 
 def _integer(value: ir.Value | None) -> ir.Node | None:
     """What multiplies an integer product by the largest magnitude of each token."""
-    scaled = None if value is None else value.producer()
-    if value is None or scaled is None or scaled.op_type != "Mul" or len(list(value.uses())) != 1:
+    scaled = _only_made_for_one(value)
+    if scaled is None or scaled.op_type != "Mul":
         return None
     product = _product(scaled)
-    return scaled if product is not None and product.op_type == "MatMulIntegerToFloat" else None
+    if product is None or product.op_type != "MatMulIntegerToFloat":
+        return None
+    weight = product.inputs[1]
+    return scaled if weight is not None and weight.is_initializer() else None
 
 
 def _product(scaled: ir.Node) -> ir.Node | None:
-    value = scaled.inputs[0]
-    return value.producer() if value is not None and len(list(value.uses())) == 1 else None
+    return _only_made_for_one(scaled.inputs[0])
+
+
+def _only_made_for_one(value: ir.Value | None) -> ir.Node | None:
+    """What makes a value that one other node takes, and nothing else."""
+    if value is None or value.is_graph_output() or len(list(value.uses())) != 1:
+        return None
+    return value.producer()
 
 
 def _alike(scaled: Sequence[ir.Node]) -> bool:

@@ -137,7 +137,8 @@ def _graph(
             half = known[tensor.name].dtype == ir.DataType.FLOAT16
             quantized = _stored(scheme, tensor, parts[tensor.name], half=half)
             rewriter.replace(quantized, places[tensor.name])
-    join_products(model, names)
+    if not isinstance(exported, SourceGraph):
+        join_products(model, names)
     graph: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return graph
 

@@ -78,7 +78,8 @@ class Rewriter:
     """Replaces products and lookups in a graph.
 
     names: of the model, from which new ones are taken
-    trusted: what the graph says of shapes is so, since it was exported here
+    trusted: what the graph says of shapes is so, since it was exported here, in the opset of
+        ``_export``, which has blocks in QuantizeLinear
     """
 
     model: ir.Model
@@ -287,7 +288,7 @@ class Rewriter:
         """
         import onnx_ir as ir
 
-        sizes = sizes_known(x) if self.trusted else None
+        sizes = sizes_known(x) if self.trusted and x.producer() is not None else None
         middles = None if sizes is None else self._middles_of(sizes[:-1])
         if middles is None or sizes is None or not isinstance(sizes[-1], int):
             return self._rounded_in_parts(x)
@@ -303,7 +304,7 @@ class Rewriter:
         return _Rounded(codes.outputs[0], one, step.outputs[0])
 
     def _rounded_in_parts(self, x: ir.Value) -> _Rounded:
-        """The same where it is not known how many tokens come, or the opset is older.
+        """The same where what the graph says of tokens is not known to be so, in any opset.
 
         ``round(x / largest / (1 / 127))``, where ``ActivationGrid`` has ``round(x / (largest /
         127))``: each division errs by 2^-24 of what it gives at most, so the two are the same but

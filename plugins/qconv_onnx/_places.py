@@ -6,7 +6,7 @@ and GPT-2, have it (in, out); a Gemm takes either, and adds a bias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from qconv.plugin import Arrangement
+
+
+#: Operators that add embeddings up, and how many of them in turn.
+_SUMS, _NEAR = frozenset({"Add", "Sum"}), 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +105,47 @@ def arrangement_of(places: Sequence[Place]) -> Arrangement:
         if isinstance(place, Product):
             return place.arrangement
     return "rows"
+
+
+def added_tables(
+    found: Mapping[str, Sequence[Place]], embeddings: Collection[str]
+) -> frozenset[str]:
+    """Tables whose rows are added to rows of embeddings, as those of positions are, and no more.
+
+    Other tables are often angles, which errors of 8 bits add up in.
+
+    found: as :func:`find_places` gives it
+    embeddings: tables that tokens choose the rows of
+    """
+    rows = {
+        place.out
+        for name in embeddings
+        for place in found.get(name, ())
+        if isinstance(place, Lookup)
+    }
+    return frozenset(
+        name
+        for name, places in found.items()
+        if all(isinstance(each, Lookup) and _is_added(each.out, rows) for each in places)
+    )
+
+
+def _is_added(value: ir.Value, rows: set[ir.Value]) -> bool:
+    """A value is used in a sum only, with rows of embeddings."""
+    user = _only_user(value)
+    return user is not None and user.op_type in _SUMS and bool(_summed(user.outputs[0]) & rows)
+
+
+def _summed(value: ir.Value) -> set[ir.Value]:
+    """What a value is the sum of, as far as a few sums go."""
+    terms = {value}
+    for _ in range(_NEAR):
+        for each in list(terms):
+            node = each.producer()
+            if node is not None and node.op_type in _SUMS:
+                terms.remove(each)
+                terms.update(term for term in node.inputs if term is not None)
+    return terms
 
 
 def _at_top(model: ir.Model, places: Sequence[Place]) -> bool:

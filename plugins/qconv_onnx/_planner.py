@@ -1,4 +1,7 @@
-"""The fate of every tensor: linear weights of blocks, embedding and head are quantized."""
+"""The fate of every tensor: linear weights of blocks, embedding and head are quantized.
+
+Where products are of integers, so are other embeddings and linears beside the blocks.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str)
         return _Treatment(reason="plain floats")
     if name in {graph.embedding, graph.head}:
         return _table(request, scheme, graph, name)
-    if name in graph.tables and scheme.operator == "integer":
+    if name in graph.added and scheme.operator == "integer":
         return _other_table(request, scheme, name)
     if kept := _kept(request, scheme, graph, name):
         return _Treatment(reason=kept)
@@ -151,8 +154,11 @@ def _table(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> 
     multiplied = name == graph.head
     sensitive = _sensitive(request, scheme, name, called=HEAD) if multiplied else ""
     if scheme.operator == "integer" and bits == TABLE_BITS and not sensitive:
+        notes = [", input rounded, too"] if multiplied else []
+        unmeasured = _unmeasured(request, scheme, name) if multiplied else ""
+        notes += [f"; {unmeasured}"] if unmeasured else []
         return _Treatment(
-            reason=f"{what}: {bits} bits by row" + (", input rounded, too" if multiplied else ""),
+            reason=f"{what}: {bits} bits by row{''.join(notes)}",
             operator="rows",
             grid=_grid(scheme),
             activation=activation_of("integer") if multiplied else None,
@@ -166,7 +172,7 @@ def _table(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> 
 
 
 def _other_table(request: PlanRequest, scheme: Scheme, name: str) -> _Treatment:
-    """A table whose rows are looked up by position, or by something else that is no token."""
+    """A table whose rows are added to the token embedding's, as those of positions are."""
     info = request.model.tensors[name]
     if scheme.embedding is None:
         return _Treatment(reason="a table: float as asked")
@@ -198,17 +204,22 @@ def _check_names(scheme: Scheme, graph: Exported) -> None:
     known = {part for name in graph.products for part in parts_of(name)}
     known |= {HEAD} if graph.head is not None else set()
     for name in sorted(scheme.sensitive - known):
-        modules = sorted({_in_block(each).rpartition(".")[2] for each in graph.products} - {""})
+        modules = {_module(each).rpartition(".")[2] for each in graph.products}
         raise UsageError(
-            f"onnx:{scheme.format}: sensitive={name}: no linear layer of a block is called so; "
-            f"this model has {', '.join(modules)}"
+            f"onnx:{scheme.format}: sensitive={name}: no linear layer is called so; "
+            f"this model has {', '.join(sorted(modules | (known & {HEAD})))}"
         )
 
 
 def parts_of(name: str) -> set[str]:
     """What a weight's module may be called: ``mlp.down_proj``, or a part of that."""
-    module = _in_block(name)
+    module = _module(name)
     return {module, *module.split(".")} - {""}
+
+
+def _module(name: str) -> str:
+    """The module of a weight: within its block, if it is in one."""
+    return _in_block(name) or name.removesuffix(".weight")
 
 
 def _sensitive(request: PlanRequest, scheme: Scheme, name: str, called: str = "") -> str:
@@ -232,7 +243,8 @@ def _unmeasured(request: PlanRequest, scheme: Scheme, name: str) -> str:
     errors = request.input_errors
     if scheme.sensitive_above is None or errors is None or name in errors:
         return ""
-    return "what rounding its input does was not measured, as no token came through"
+    why = "as no token came through" if _in_block(name) else "as it is beside the blocks"
+    return f"what rounding its input does was not measured, {why}"
 
 
 def _planned(scheme: Scheme, info: TensorInfo, chosen: _Treatment) -> PlannedTensor:

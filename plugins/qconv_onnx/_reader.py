@@ -227,7 +227,8 @@ class OnnxReader:
             return [self._integer(node, node.input[1], node.input[3])]
         if len(codes.input) != len(scales.input) or scales.op_type != "Concat":
             raise self._foreign(node, node.input[1])
-        if (_attributes(codes).get("axis"), _attributes(scales).get("axis")) != (1, 0):
+        axes = _attributes(codes).get("axis"), _attributes(scales).get("axis")
+        if axes != (1, 0) or not codes.input:
             raise self._foreign(node, node.input[1])
         return [self._integer(node, *each) for each in zip(codes.input, scales.input, strict=True)]
 
@@ -235,6 +236,9 @@ class OnnxReader:
         """Codes are (in, out), or those of a table, turned."""
         made = self._made.get(codes)
         if made is not None and made.op_type == "Transpose":
+            turned = [list(each.ints) for each in made.attribute if each.name == "perm"]
+            if turned != [[1, 0]] or self._whence(scale) == scale:
+                raise self._foreign(node, codes)
             codes, scale = made.input[0], self._whence(scale)
             rows, columns = self._shape(node, codes, 2)
             kind: Literal["channel", "kernel"] = "kernel"

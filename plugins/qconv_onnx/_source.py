@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qconv.errors import UnreadableInput, Unsupported
 
 from ._export import Exported, require_onnx
-from ._places import Lookup, Product, arrangement_of, find_places, sizes_of
+from ._places import Lookup, Product, added_tables, arrangement_of, find_places, sizes_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -39,9 +39,6 @@ _INITIALIZERS_ALONE = 4
 #: What may come between a head's product and the output, and how much of it.
 _LAST, _NEAR = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"}), 4
 
-#: Operators that add embeddings up.
-_SUMS = frozenset({"Add", "Sum"})
-
 #: What may come between an input and a lookup, and what inputs with positions are called.
 _RESHAPES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _POSITIONS = "position"
@@ -55,8 +52,6 @@ class SourceGraph(Exported):
     kernels: weights that it convolves with, and does nothing else, and their sizes
     lookups: weights that it takes rows of
     vocabularies: of these, those of which inputs choose the rows, as tokens do
-    added: of these, those whose rows are added to rows of a vocabulary, as embeddings of positions
-        are, and nothing else
     multiplied: weights that it multiplies by, of these, too
     heads: products that are outputs, but for a bias and the like
     opset: of the ONNX standard
@@ -67,7 +62,6 @@ class SourceGraph(Exported):
     kernels: Mapping[str, tuple[int, ...]]
     lookups: frozenset[str]
     vocabularies: frozenset[str]
-    added: frozenset[str]
     multiplied: frozenset[str]
     heads: frozenset[str]
     opset: int
@@ -113,9 +107,6 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
         for name, places in found.items()
         if all(_is_chosen(each.x) for each in places if isinstance(each, Lookup))
     )
-    embedded = {
-        place.out for name in vocabularies for place in found[name] if isinstance(place, Lookup)
-    }
     return {
         "products": {
             name: arrangement_of(places)
@@ -127,14 +118,9 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
             for name, places in found.items()
             if arrangement_of(places) == "flat"
         },
-        "tables": frozenset(name for name in found if kinds[name] == {Lookup}),
         "lookups": frozenset(name for name in found if Lookup in kinds[name]),
         "vocabularies": vocabularies,
-        "added": frozenset(
-            name
-            for name, places in found.items()
-            if kinds[name] == {Lookup} and all(_is_added(each.out, embedded) for each in places)
-        ),
+        "added": added_tables(found, vocabularies),
         "multiplied": frozenset(name for name in found if Product in kinds[name]),
         "heads": frozenset(
             name
@@ -159,24 +145,6 @@ def _is_chosen(rows: onnx_ir.Value) -> bool:
     if value is None or not value.is_graph_input():
         return False
     return _POSITIONS not in str(value.name).lower()
-
-
-def _is_added(rows: onnx_ir.Value, embedded: Collection[onnx_ir.Value]) -> bool:
-    """Rows of a table are used in a sum only, with rows that tokens chose."""
-    users = list(rows.uses())
-    if rows.is_graph_output() or len(users) != 1 or users[0].node.op_type not in _SUMS:
-        return False
-    return any(each in embedded for each in _summed(users[0].node.outputs[0], _NEAR))
-
-
-def _summed(value: onnx_ir.Value | None, depth: int) -> Iterator[onnx_ir.Value]:
-    """What a value is the sum of, as far as a few sums go."""
-    node = None if value is None else value.producer()
-    if value is None or node is None or node.op_type not in _SUMS or not depth:
-        yield from () if value is None else (value,)
-        return
-    for each in node.inputs:
-        yield from _summed(each, depth - 1)
 
 
 def _is_head(value: onnx_ir.Value) -> bool:

@@ -339,6 +339,8 @@ def _check_opset(request: PlanRequest, tensors: list[PlannedTensor], opset: int)
     """
     for each in tensors:
         since = _SINCE.get(each.operator or "nbits", 1)
+        if each.activation is not None:
+            since = max(since, _SINCE["integer"])
         if request.model.tensors[each.name].dtype == "F16" and each.operator in _DECODED:
             since = max(since, _HALF_SINCE)
         if opset < since:

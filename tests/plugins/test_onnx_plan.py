@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf_driver import read_model
-from onnx_driver import save_bert, save_llama, write
+from onnx_driver import BERT, save_bert, save_llama, write
 from safetensors.torch import load_file, save_file
 
 import qconv
@@ -131,7 +131,9 @@ def test_a_limit_goes_with_measurement_only(backend, model):
 
 
 def test_a_sensitive_layer_that_the_model_lacks_is_named_with_those_it_has(backend, model):
-    with pytest.raises(UsageError, match=r"sensitive=fc2: .* this model has down_proj, gate_proj"):
+    with pytest.raises(
+        UsageError, match=r"sensitive=fc2: .* this model has down_proj, gate_proj, head"
+    ):
         _plan(backend, model, "w8a8", sensitive="fc2+down_proj")
 
 
@@ -264,6 +266,26 @@ def test_what_is_beside_the_blocks_is_in_8_bits_where_products_are_of_integers(t
     assert asked == {"embedding: float", "a table: float as asked"}
     others = _plan(OnnxBackend(), model, "w8").tensors
     assert {each.operator for each in others if "position" in each.name} == {None}
+    named = {
+        each.name: each for each in _plan(OnnxBackend(), model, "w8a8", sensitive="pooler").tensors
+    }
+    assert named["pooler.dense.weight"].operator == "nbits"
+    known = PlanRequest(model=model, format="w8a8", input_errors={"encoder": 0.01})
+    reasons = {each.name: each.reason for each in OnnxBackend().plan_tensors(known).tensors}
+    assert "not measured, as it is beside the blocks" in reasons["pooler.dense.weight"]
+
+
+def test_a_table_of_angles_stays_float(tmp_path):
+    import transformers
+
+    config = transformers.RoFormerConfig(
+        **{**BERT, "hidden_size": 128, "embedding_size": 128, "max_position_embeddings": 512}
+    )
+    transformers.RoFormerModel(config).save_pretrained(tmp_path / "roformer")
+    model = read_model(tmp_path / "roformer")[0]
+    plans = {each.name: each for each in _plan(OnnxBackend(), model, "w8a8").tensors}
+    assert plans["encoder.embed_positions.weight"].operator is None
+    assert plans["embeddings.word_embeddings.weight"].operator == "rows"
 
 
 def test_a_tied_head_in_the_checkpoint_is_dropped_with_its_reason(model):

@@ -9,6 +9,7 @@ from onnx import helper
 from onnx_sources import decoded, graph, run, save, values
 
 import qconv
+from qconv.errors import Unsupported
 from qconv.grids import ActivationGrid
 
 _FLOAT = "a table by positions or by what the graph computes stays float"
@@ -119,6 +120,28 @@ def test_a_table_that_is_added_to_something_else_stays_float(tmp_path):
     assert _table(_summed(first="d"), tmp_path).reason == _FLOAT
     also = helper.make_node("Sin", ["a"], ["unused"])
     assert _table(_summed(also), tmp_path).reason == _FLOAT
+
+
+def test_sums_of_sums_of_the_same_are_looked_at_once(tmp_path):
+    sums = [
+        helper.make_node("Sum", [f"e{number}" if number else "e"] * 200, [f"e{number + 1}"])
+        for number in range(6)
+    ]
+    made = _summed(*sums)
+    made.graph.node[-1].input[0] = "e6"
+    assert _table(made, tmp_path).grid is not None
+
+
+def test_an_integer_product_of_a_table_needs_an_opset(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=7),
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "turned"], ["y"]),
+    ]
+    made = graph(nodes, {"table": values(600, 64)}, {"x": ["n"]}, {"y": None}, opset=9)
+    with pytest.raises(Unsupported, match="of opset 9, but what computes with 'table' needs opset"):
+        qconv.plan(save(made, tmp_path), to="onnx:w8a8")
 
 
 @pytest.mark.parametrize("half", [False, True])
