@@ -48,8 +48,10 @@ def input_errors(
 ) -> tuple[Mapping[str, float], ...]:
     """For each target: by source name of a linear weight, the relative error of its output.
 
-    ``|| Qx(X) W^T - X W^T || / || X W^T ||``: ``Qx`` as the plan has it. Weights whose inputs are
-    not rounded, and those that no token came through, are left out.
+    The root mean square over tokens x of ``|| Qx(x) W^T - x W^T || / || x W^T ||``: ``Qx`` as the
+    plan has it. Token by token, since one whose outputs are thousands of times as large as others'
+    hides what becomes of all others: a static scale that has room for it leaves them nothing.
+    Weights whose inputs are not rounded, and those that no token came through, are left out.
     """
     found: list[Errors] = [{} for _ in plan.targets]
     jobs = [
@@ -145,15 +147,17 @@ def _take(
 def _error(
     slabs: Iterable[torch.Tensor], activation: ActivationGrid, statistics: Statistics
 ) -> float:
-    off = size = 0.0
+    """As :func:`input_errors` has it; tokens that give nothing at all do not count."""
+    parts = []
     for slab in slabs:
         weight, known = slab.float(), statistics.to(slab.device)
         static = None if activation.dynamic else activation.fit_range(known.low, known.high)
         exact = known.sample @ weight.t()
-        rounded = activation.fake_quantize(known.sample, static) @ weight.t()
-        off += float((rounded - exact).double().square().sum())
-        size += float(exact.double().square().sum())
-    return math.sqrt(off / size) if size else 0.0
+        change = activation.fake_quantize(known.sample, static) @ weight.t() - exact
+        parts.append([each.double().square().sum(1) for each in (change, exact)])
+    off, size = (sum(each) for each in zip(*parts, strict=True))
+    by_token = off[size > 0] / size[size > 0]
+    return math.sqrt(float(by_token.mean())) if len(by_token) else 0.0
 
 
 def _whole(tensors: Mapping[str, torch.Tensor]) -> Callable[[str], list[torch.Tensor]]:
