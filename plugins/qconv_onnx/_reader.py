@@ -130,8 +130,9 @@ class OnnxReader:
                 f"{self._folder}: tensor {name!r} is of a type that artifacts do not have; write "
                 "it again"
             )
-        values = self._array(name) if weight is None else self._decode(weight)
-        return torch.from_numpy(values.astype("float32", copy=True))
+        if weight is not None:
+            return torch.from_numpy(self._decode(weight)).contiguous()
+        return torch.from_numpy(self._array(name).astype("float32", copy=True))
 
     def _quantized(self) -> list[_Weight]:
         found = []
@@ -331,18 +332,19 @@ class OnnxReader:
             return self._decode_blocks(weight) if weight.kind == "blocks" else self._scaled(weight)
 
     def _scaled(self, weight: _Weight) -> np.ndarray[Any, Any]:
-        codes = self._array(weight.codes).astype("float32")
+        codes: np.ndarray[Any, Any] = self._array(weight.codes).astype("float32")
         scale = self._array(weight.scale)
         if weight.kind == "kernel":
-            by_row: np.ndarray[Any, Any] = scale.reshape(-1, 1) * codes.reshape(weight.info.shape)
-            return by_row
+            codes = codes.reshape(weight.info.shape)
+            codes *= scale.reshape(-1, 1)
+            return codes
         if weight.kind == "blocked":
             scale = scale.repeat(weight.block, axis=0)
             if weight.zero_point:
                 zero = self._array(weight.zero_point).astype("float32")
-                codes = codes - zero.repeat(weight.block, axis=0)
-        values: np.ndarray[Any, Any] = (scale * codes).T
-        return values
+                codes -= zero.repeat(weight.block, axis=0)
+        codes *= scale
+        return codes.T
 
     def _decode_blocks(self, weight: _Weight) -> np.ndarray[Any, Any]:
         import numpy as np
@@ -357,8 +359,10 @@ class OnnxReader:
         else:
             zero = np.full((rows, groups), 1 << (weight.bits - 1), dtype=np.float32)
         scale = self._array(weight.scale).reshape(rows, groups)
-        values: np.ndarray[Any, Any] = scale[..., None] * (codes - zero[..., None])
-        return values.reshape(rows, columns)
+        codes -= zero[..., None]
+        codes *= scale[..., None]
+        values: np.ndarray[Any, Any] = codes.reshape(rows, columns)
+        return values
 
     def _nbytes(self, name: str) -> int:
         return int(external(self._stored[name]).get("length", "0"))
