@@ -146,7 +146,7 @@ def judged(found: list[Measured]) -> Iterator[str]:
         of_class = [each.shares() for each in found if each.grid_class == grid_class]
         for name in {name for shares in of_class for name in shares}:
             worst = max(shares[name] for shares in of_class)
-            if worst < LEAST:
+            if 0 < worst < LEAST:  # of no loss, no limit is a multiple
                 yield f"class {grid_class}: sound files take {worst:.2f} of {name} at most"
 
 

@@ -129,21 +129,35 @@ def test_within_the_limit_passes_beyond_it_warns_and_twice_beyond_it_fails():
 def test_small_models_may_lose_more():
     assert statuses(logits(0.12), weights=SMALL)["kl"] == "pass"
     assert statuses(logits(0.13), weights=SMALL)["kl"] == "warn"
-    assert statuses(logits(0.48, top1=0.55, ratio=1.48), weights=TINY) == {
+    assert statuses(logits(0.95, top1=0.41, ratio=1.95), weights=TINY) == {
         "weights": "pass",
         "kl": "pass",
         "kl_p99": "pass",
         "top1": "pass",
         "ppl": "pass",
     }
-    assert statuses(logits(0.97), weights=TINY)["kl"] == "fail"
+    assert statuses(logits(1.93), weights=TINY)["kl"] == "fail"
 
 
-def test_weights_of_8_bits_hurt_small_models_less():
-    for kl, expected in ((0.01, "pass"), (0.011, "warn"), (0.021, "fail")):
-        eight = replace(artifact(logits(kl)), grid_class="8-bit")
-        gates = judge(eight, {}, weights=TINY, reason="nobody ran it")
+@pytest.mark.parametrize(
+    ("grid", "limit"),
+    [("8-bit", 0.01), ("8-bit, inputs too", 0.08), ("6-bit", 0.048), ("2-bit", 3.6)],
+)
+def test_how_much_more_a_small_model_may_lose_is_a_matter_of_its_class(grid, limit):
+    for kl, expected in ((0.99 * limit, "pass"), (1.1 * limit, "warn"), (2.1 * limit, "fail")):
+        made = replace(artifact(logits(kl)), grid_class=grid)
+        gates = judge(made, {}, weights=TINY, reason="nobody ran it")
         assert {each.name: each.status for each in gates}["kl"] == expected
+
+
+@pytest.mark.parametrize("weights", [LARGE, SMALL, TINY])
+@pytest.mark.parametrize("grid", CLASSES)
+def test_a_file_that_agrees_with_nothing_passes_in_no_class(grid, weights):
+    made = replace(artifact(logits(9.0, top1=0.0, ratio=1e4)), grid_class=grid)
+    found = judge(made, {}, weights=weights, reason="nobody ran it")
+    worse = {each.name: each.status for each in found if each.name in {"kl", "top1", "ppl"}}
+    assert set(worse.values()) <= {"warn", "fail"}
+    assert worse["kl"] == worse["ppl"] == "fail"
 
 
 def test_a_gate_asked_for_is_strict():
