@@ -20,7 +20,7 @@ from ._attention import shorten_attention
 from ._failures import summary
 from ._idle import remove_idle
 from ._norms import divide_by_roots
-from ._places import Lookup, Product, added_tables, arrangement_of, find_places
+from ._places import Lookup, Product, added_tables, arrangement_of, find_places, heads_of
 from ._signature import ALL, NEW, PAST, signature_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Exported:
     weights: the source tensors it uses, which its initializers are called after
     products: of these, weights that it multiplies by and does nothing else with, and how each
         becomes (out, in)
+    heads: of these, those whose products are outputs, but for a bias and the like
     added: of these, tables whose rows are added to rows of the embedding, as of positions
     embedding, head: of these, the token embedding and the output projection, which may be one;
         None: there is none, or the graph does something else with it
@@ -57,6 +58,7 @@ class Exported:
     graph: bytes
     weights: tuple[str, ...]
     products: Mapping[str, Arrangement]
+    heads: frozenset[str]
     added: frozenset[str]
     embedding: str | None
     head: str | None
@@ -95,7 +97,7 @@ def export_graph(info: ModelInfo, *, dtype: str, kv_cache: bool) -> Exported:
 
 
 def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
-    """Products, added tables, embedding and head of :class:`Exported`."""
+    """Products, heads, added tables, embedding and head of :class:`Exported`."""
     found = find_places(model)
     kinds = {name: {type(place) for place in places} for name, places in found.items()}
     embedding = skeleton.embedding
@@ -106,6 +108,7 @@ def _roles(model: onnx_ir.Model, skeleton: Skeleton) -> dict[str, Any]:
             for name, places in found.items()
             if kinds[name] == {Product}
         },
+        "heads": heads_of(found),
         "added": added_tables(found, [embedding] if embedding else []),
         "embedding": embedding if Lookup in kinds.get(embedding or "", ()) else None,
         "head": head if Product in kinds.get(head or "", ()) else None,

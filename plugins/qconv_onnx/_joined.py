@@ -30,7 +30,7 @@ def join_products(model: ir.Model, names: Names) -> None:
 
 
 def _integer(value: ir.Value | None) -> ir.Node | None:
-    """What multiplies an integer product by the largest magnitude of each token."""
+    """What multiplies an integer product by the scale of each token."""
     scaled = _only_made_for_one(value)
     if scaled is None or scaled.op_type != "Mul":
         return None

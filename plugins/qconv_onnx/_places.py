@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from qconv.plugin import Arrangement
 
 
-#: Operators that add embeddings up, and how many of them in turn.
-_SUMS, _NEAR = frozenset({"Add", "Sum"}), 4
+#: Operators that add embeddings up.
+_SUMS = frozenset({"Add", "Sum"})
+
+#: What may come between a head's product and the output.
+_LAST = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"})
+
+#: How many of these in turn.
+_NEAR = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +113,27 @@ def arrangement_of(places: Sequence[Place]) -> Arrangement:
     return "rows"
 
 
+def heads_of(found: Mapping[str, Sequence[Place]]) -> frozenset[str]:
+    """Weights whose products are outputs, but for a bias and the like."""
+    return frozenset(
+        name
+        for name, places in found.items()
+        if any(isinstance(each, Product) and _gives_output(each.out) for each in places)
+    )
+
+
+def _gives_output(value: ir.Value) -> bool:
+    """The value, or what a few operators make of it, is an output."""
+    for _ in range(_NEAR):
+        if value.is_graph_output():
+            return True
+        user = _only_user(value)
+        if user is None or user.op_type not in _LAST:
+            return False
+        value = user.outputs[0]
+    return False
+
+
 def added_tables(
     found: Mapping[str, Sequence[Place]], embeddings: Collection[str]
 ) -> frozenset[str]:
@@ -133,7 +160,9 @@ def added_tables(
 def _is_added(value: ir.Value, rows: set[ir.Value]) -> bool:
     """A value is used in a sum only, with rows of embeddings."""
     user = _only_user(value)
-    return user is not None and user.op_type in _SUMS and bool(_summed(user.outputs[0]) & rows)
+    if user is None or user.op_type not in _SUMS:
+        return False
+    return bool((_summed(user.outputs[0]) - {value}) & rows)
 
 
 def _summed(value: ir.Value) -> set[ir.Value]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: In a numbered block: ``model.layers.3.mlp.up_proj.weight``.
 _IN_BLOCK = re.compile(r"(?:.+\.)?\d+\.(?P<module>.+)\.weight")
 
+#: Anything in a numbered block.
+_NUMBERED = re.compile(r"(?:^|\.)\d+\.")
+
 #: Modules that decide where tokens go: a wrong route costs more than all rounding.
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "wg", "classifier"})
 
@@ -77,7 +80,7 @@ def plan(request: PlanRequest, scheme: Scheme, graph: Exported) -> TensorPlans:
     """
     if request.held:
         raise Unsupported("onnx: transcoding to ONNX is not offered; convert the float checkpoint")
-    _check_names(scheme, graph)
+    _check_names(request, scheme, graph)
     tensors = [
         _planned(scheme, request.model.tensors[name], _treatment(request, scheme, graph, name))
         for name in graph.weights
@@ -126,10 +129,16 @@ def _kept(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> s
     module = _in_block(name)
     if module.rpartition(".")[2] in _ROUTERS:
         return "a router stays float"
-    large = request.model.tensors[name].numel >= LEAST_TABLE
-    if not module and not (scheme.operator == "integer" and large):
+    if not module and not _is_beside(request, scheme, graph, name):
         return "not a linear weight of a block"
     return "" if name in graph.products else "not the weight of a MatMul in the graph"
+
+
+def _is_beside(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> bool:
+    """Whether it is a linear in no block that is quantized, too, such as a pooler; not a head."""
+    large = request.model.tensors[name].numel >= LEAST_TABLE
+    inner = not _NUMBERED.search(name) and name not in graph.heads
+    return scheme.operator == "integer" and large and inner
 
 
 def _in_block(name: str) -> str:
@@ -155,7 +164,7 @@ def _table(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> 
     sensitive = _sensitive(request, scheme, name, called=HEAD) if multiplied else ""
     if scheme.operator == "integer" and bits == TABLE_BITS and not sensitive:
         notes = [", input rounded, too"] if multiplied else []
-        unmeasured = _unmeasured(request, scheme, name) if multiplied else ""
+        unmeasured = _unmeasured(request, scheme, name, graph.head) if multiplied else ""
         notes += [f"; {unmeasured}"] if unmeasured else []
         return _Treatment(
             reason=f"{what}: {bits} bits by row{''.join(notes)}",
@@ -200,11 +209,13 @@ def _blocks(scheme: Scheme, *, bits: int, symmetric: bool) -> UniformGrid:
     return replace(_grid(scheme), bits=bits, symmetric=symmetric, group_size=size)
 
 
-def _check_names(scheme: Scheme, graph: Exported) -> None:
-    known = {part for name in graph.products for part in parts_of(name)}
+def _check_names(request: PlanRequest, scheme: Scheme, graph: Exported) -> None:
+    """Refuse names of layers that there are not, or that are not quantized."""
+    weights = [n for n in graph.products if _in_block(n) or _is_beside(request, scheme, graph, n)]
+    known = {part for name in weights for part in parts_of(name)}
     known |= {HEAD} if graph.head is not None else set()
     for name in sorted(scheme.sensitive - known):
-        modules = {_module(each).rpartition(".")[2] for each in graph.products}
+        modules = {_module(each).rpartition(".")[2] for each in weights}
         raise UsageError(
             f"onnx:{scheme.format}: sensitive={name}: no linear layer is called so; "
             f"this model has {', '.join(sorted(modules | (known & {HEAD})))}"
@@ -212,9 +223,13 @@ def _check_names(scheme: Scheme, graph: Exported) -> None:
 
 
 def parts_of(name: str) -> set[str]:
-    """What a weight's module may be called: ``mlp.down_proj``, or a part of that."""
+    """What a weight's module may be called: ``mlp.down_proj``, or a part of that.
+
+    One that is in no block goes by its last two parts, too, but not by what all modules begin with.
+    """
     module = _module(name)
-    return {module, *module.split(".")} - {""}
+    last = module.split(".")[-2:]
+    return {module, *(module.split(".") if _in_block(name) else (".".join(last), *last))} - {""}
 
 
 def _module(name: str) -> str:
@@ -238,12 +253,13 @@ def _sensitive(request: PlanRequest, scheme: Scheme, name: str, called: str = ""
     )
 
 
-def _unmeasured(request: PlanRequest, scheme: Scheme, name: str) -> str:
+def _unmeasured(request: PlanRequest, scheme: Scheme, name: str, head: str | None = None) -> str:
     """That a layer is not among those measured, so that its input is rounded; or empty."""
     errors = request.input_errors
     if scheme.sensitive_above is None or errors is None or name in errors:
         return ""
-    why = "as no token came through" if _in_block(name) else "as it is beside the blocks"
+    measured = _in_block(name) or name == head
+    why = "as no token came through" if measured else "as it is beside the blocks"
     return f"what rounding its input does was not measured, {why}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qconv.errors import UnreadableInput, Unsupported
 
 from ._export import Exported, require_onnx
-from ._places import Lookup, Product, added_tables, arrangement_of, find_places, sizes_of
+from ._places import Lookup, Product, added_tables, arrangement_of, find_places, heads_of, sizes_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -36,11 +36,10 @@ _STANDARD, _ALIAS = "", "ai.onnx"
 #: The IR version from which on initializers need not be inputs.
 _INITIALIZERS_ALONE = 4
 
-#: What may come between a head's product and the output, and how much of it.
-_LAST, _NEAR = frozenset({"Add", "Cast", "LogSoftmax", "Reshape", "Sigmoid", "Softmax"}), 4
-
-#: What may come between an input and a lookup, and what inputs with positions are called.
+#: What may come between an input and a lookup, how much of it, and what inputs with positions are
+#: called.
 _RESHAPES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_NEAR = 4
 _POSITIONS = "position"
 
 
@@ -53,7 +52,6 @@ class SourceGraph(Exported):
     lookups: weights that it takes rows of
     vocabularies: of these, those of which inputs choose the rows, as tokens do
     multiplied: weights that it multiplies by, of these, too
-    heads: products that are outputs, but for a bias and the like
     opset: of the ONNX standard
     is_decoder: it predicts tokens from keys and values of earlier ones
     """
@@ -63,7 +61,6 @@ class SourceGraph(Exported):
     lookups: frozenset[str]
     vocabularies: frozenset[str]
     multiplied: frozenset[str]
-    heads: frozenset[str]
     opset: int
     is_decoder: bool
 
@@ -105,7 +102,8 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
     vocabularies = frozenset(
         name
         for name, places in found.items()
-        if all(_is_chosen(each.x) for each in places if isinstance(each, Lookup))
+        if Lookup in kinds[name]
+        and all(_is_chosen(each.x) for each in places if isinstance(each, Lookup))
     )
     return {
         "products": {
@@ -122,11 +120,7 @@ def _roles(model: onnx_ir.Model) -> dict[str, Any]:
         "vocabularies": vocabularies,
         "added": added_tables(found, vocabularies),
         "multiplied": frozenset(name for name in found if Product in kinds[name]),
-        "heads": frozenset(
-            name
-            for name, places in found.items()
-            if Product in kinds[name] and any(_is_head(place.out) for place in places)
-        ),
+        "heads": heads_of(found),
     }
 
 
@@ -145,18 +139,6 @@ def _is_chosen(rows: onnx_ir.Value) -> bool:
     if value is None or not value.is_graph_input():
         return False
     return _POSITIONS not in str(value.name).lower()
-
-
-def _is_head(value: onnx_ir.Value) -> bool:
-    """The value, or what a few operators make of it, is an output."""
-    for _ in range(_NEAR):
-        users = list(value.uses())
-        if value.is_graph_output():
-            return True
-        if len(users) != 1 or users[0].node.op_type not in _LAST:
-            return False
-        value = users[0].node.outputs[0]
-    return False
 
 
 def _parsed(info: ModelInfo) -> onnx_ir.Model:

@@ -275,6 +275,19 @@ def test_what_is_beside_the_blocks_is_in_8_bits_where_products_are_of_integers(t
     assert "not measured, as it is beside the blocks" in reasons["pooler.dense.weight"]
 
 
+def test_what_gives_an_output_beside_the_blocks_stays_float(tmp_path):
+    folder = save_bert(
+        tmp_path / "bert", "BertForSequenceClassification", hidden_size=128, num_labels=200
+    )
+    model = read_model(folder)[0]
+    plans = {each.name: each for each in _plan(OnnxBackend(), model, "w8a8").tensors}
+    assert plans["classifier.weight"].operator is None
+    assert plans["bert.pooler.dense.weight"].operator == "integer"
+    for target, name in (("int8_static", "pooler"), ("w8a8", "classifier"), ("w8a8", "bert")):
+        with pytest.raises(UsageError, match=f"sensitive={name}: no linear layer is called so"):
+            _plan(OnnxBackend(), model, target, sensitive=name)
+
+
 def test_a_table_of_angles_stays_float(tmp_path):
     import transformers
 

@@ -44,6 +44,26 @@ def test_a_column_of_zeros_beside_others_as_they_were_stays_far_off():
     torch.testing.assert_close(near[:, 5], source[:, 5], rtol=0.1, atol=0.01)
 
 
+@pytest.mark.parametrize(("columns", "factor"), [(64, 500.0), (160, 1200.0)])
+def test_one_large_column_beside_others_that_hold_their_values(columns, factor):
+    source = torch.randn(96, columns, generator=torch.Generator().manual_seed(0))
+    found = source.clone()
+    found[:, 3] *= factor
+    near = rescaled(source, found)
+    torch.testing.assert_close(near, found, rtol=1e-3, atol=1e-4)
+    turned = rescaled(source.T, found.T)
+    torch.testing.assert_close(turned, found.T, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_that_holds_something_only_where_columns_hold_little():
+    source = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+    source[:, 5] = 0
+    source[7] = 0
+    source[7, 5] = 0.7
+    found = source * torch.linspace(1, 2, 64)
+    torch.testing.assert_close(rescaled(source, found), found, rtol=1e-3, atol=1e-4)
+
+
 def test_turned_signs_are_no_rescaling():
     source = _source()
     found = source.clone()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: Windows that are run: errors are taken on the rows that statistics sample of them.
 _WINDOWS = 8
 
-#: Rows of a weight that are measured at once.
+#: Rows of a weight outside the blocks that are measured at once.
 _SLAB = 1 << 13
 
 Errors = dict[str, float]
@@ -148,15 +148,19 @@ def _error(
     slabs: Iterable[torch.Tensor], activation: ActivationGrid, statistics: Statistics
 ) -> float:
     """As :func:`input_errors` has it; tokens that give nothing at all do not count."""
-    parts = []
+    parts: list[tuple[torch.Tensor, ...]] = []
     for slab in slabs:
-        weight, known = slab.float(), statistics.to(slab.device)
-        static = None if activation.dynamic else activation.fit_range(known.low, known.high)
-        exact = known.sample @ weight.t()
-        change = activation.fake_quantize(known.sample, static) @ weight.t() - exact
-        parts.append([each.double().square().sum(1) for each in (change, exact)])
-    off, size = (sum(each) for each in zip(*parts, strict=True))
-    by_token = off[size > 0] / size[size > 0]
+        if not parts:
+            known = statistics.to(slab.device)
+            static = None if activation.dynamic else activation.fit_range(known.low, known.high)
+            change = activation.fake_quantize(known.sample, static) - known.sample
+        weight = slab.float().t()
+        parts.append(tuple((x @ weight).double().square().sum(1) for x in (change, known.sample)))
+    if not parts:
+        return 0.0
+    off, size = (sum(each[1:], start=each[0]) for each in zip(*parts, strict=True))
+    counted = ~(size == 0)  # also what is no number
+    by_token = off[counted] / size[counted]
     return math.sqrt(float(by_token.mean())) if len(by_token) else 0.0
 
 
