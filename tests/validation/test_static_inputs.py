@@ -140,3 +140,22 @@ def test_the_input_of_a_head_is_rounded_as_the_engine_rounds_it(source, one_back
         patch.setattr(BlockModel, "tail", lambda self, **_: tail(self))
         (other,) = validated(artifact, source, depth="runtime", **asked).runtimes
     assert runtime.against_decoded.kl.mean < 0.1 * other.against_decoded.kl.mean
+
+
+@pytest.mark.parametrize("left", ["head", "down_proj+head", "none"])
+def test_what_was_left_out_of_rounding_is_known_without_being_told(
+    left, source, one_backend, tmp_path
+):
+    target = f"onnx:w8a8,sensitive={left}"
+    artifact = converted(source, target, tmp_path)
+    found = validated(artifact, source, depth="runtime", windows=2, window_length=32)
+    told = validated(artifact, source, depth="runtime", windows=2, window_length=32, target=target)
+    assert found.target == "onnx:w8a8"
+    assert found.logits.kl.mean == pytest.approx(told.logits.kl.mean, rel=1e-6)
+    (runtime,) = found.runtimes
+    # MatMulNBits rounds what was left out in blocks of its own.
+    assert runtime.against_decoded.kl.mean < (1e-6 if left == "none" else 1e-3)
+
+
+def test_static_scales_tell_the_target(artifact, source):
+    assert validated(artifact, source).target == "onnx:int8_static"

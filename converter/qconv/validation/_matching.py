@@ -91,9 +91,15 @@ class Match:
         return plan.grid if plan.grid is not None and _same(plan, stored) else None
 
     def activation(self, plan: TensorPlan) -> ActivationGrid | None:
-        """How the tensor's input is quantized; None when it is not."""
+        """How the tensor's input is quantized; None when it is not.
+
+        Where the artifact does not say, it is as planned, if the weight is: one on another grid was
+        left out, since its input rounds badly.
+        """
         said = self.encoded.get(plan.name)
-        return plan.activation if said is None else said.activation
+        if said is not None:
+            return said.activation
+        return plan.activation if _same(plan, self.reader.tensors[plan.name].dtype) else None
 
 
 def match(path: Path, source: OpenedSource, host: Host, target: str | None = None) -> Match:
@@ -173,7 +179,7 @@ def _nearest(
         except QconvError as error:
             refusal = refusal or error
             continue
-        score = _likeness(plans, reader)
+        score = _likeness(plans, reader) * (1.0 if _states_alike(plans, reader) else 0.5)
         if best is None or score > best.score:
             best = _Try(score, target, request, plans)
     return best, refusal
@@ -199,6 +205,14 @@ def _likeness(plans: TensorPlans, reader: ArtifactReader) -> float:
     there = reader.tensors
     names = {plan.name for plan in plans.tensors} | set(there)
     return sum(_alike(plan, reader) for plan in plans.tensors) / max(1, len(names))
+
+
+def _states_alike(plans: TensorPlans, reader: ArtifactReader) -> bool:
+    """Inputs have scales beforehand both as planned and as the artifact has it, if it can tell."""
+    stated: Mapping[str, Parameters] | None = getattr(reader, "activation_parameters", None)
+    grids = [plan.activation for plan in plans.tensors if plan.activation is not None]
+    planned = any(not grid.dynamic for grid in grids)
+    return stated is None or planned == bool(stated)
 
 
 def _alike(plan: TensorPlan, reader: ArtifactReader) -> float:
