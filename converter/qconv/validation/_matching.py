@@ -99,7 +99,8 @@ class Match:
         said = self.encoded.get(plan.name)
         if said is not None:
             return said.activation
-        return plan.activation if _same(plan, self.reader.tensors[plan.name].dtype) else None
+        info = self.reader.tensors.get(plan.name)
+        return plan.activation if info is not None and _same(plan, info.dtype) else None
 
 
 def match(path: Path, source: OpenedSource, host: Host, target: str | None = None) -> Match:
