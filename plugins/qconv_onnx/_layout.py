@@ -116,8 +116,9 @@ def _graph(
     import onnx_ir as ir
 
     model = ir.from_proto(onnx.load_model_from_string(exported.graph))
-    if scheme.operator not in _STANDARD and not isinstance(exported, SourceGraph):
-        fuse_rotary(model)  # what shapes a stranger's graph says may not be trusted for this
+    ours = not isinstance(exported, SourceGraph)  # what a stranger's says of shapes is not trusted
+    if scheme.operator not in _STANDARD and ours:
+        fuse_rotary(model)
         fuse_heads(model)
     if scheme.operator in _ON_CPU:
         keep_norms_apart(model)
@@ -130,14 +131,14 @@ def _graph(
         parts[tensor.name] = [_value(each, names.fresh(each.name)) for each in stored]
         for value in parts[tensor.name]:
             known.add(value)
-    rewriter = Rewriter(model, names, trusted=not isinstance(exported, SourceGraph))
+    rewriter = Rewriter(model, names, trusted=ours)
     places = find_places(model)
     for tensor, _ in placed:
         if tensor.name in parts:
             half = known[tensor.name].dtype == ir.DataType.FLOAT16
             quantized = _stored(scheme, tensor, parts[tensor.name], half=half)
             rewriter.replace(quantized, places[tensor.name])
-    if not isinstance(exported, SourceGraph):
+    if ours:
         join_products(model, names)
     graph: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return graph

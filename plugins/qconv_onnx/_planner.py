@@ -116,7 +116,9 @@ def _treatment(request: PlanRequest, scheme: Scheme, graph: Exported, name: str)
         )
     notes = [note for note in (scheme.why, _unmeasured(request, scheme, name)) if note]
     return _Treatment(
-        reason="; ".join([f"a linear {'of a block' if _in_block(name) else 'beside'}", *notes]),
+        reason="; ".join(
+            [f"a linear {'of a block' if _in_block(name) else 'beside the blocks'}", *notes]
+        ),
         operator=scheme.operator,
         grid=_grid(scheme),
         arrangement=graph.products[name],
@@ -163,15 +165,14 @@ def _table(request: PlanRequest, scheme: Scheme, graph: Exported, name: str) -> 
     multiplied = name == graph.head
     sensitive = _sensitive(request, scheme, name, called=HEAD) if multiplied else ""
     if scheme.operator == "integer" and bits == TABLE_BITS and not sensitive:
-        notes = [", input rounded, too"] if multiplied else []
-        unmeasured = _unmeasured(request, scheme, name, graph.head) if multiplied else ""
-        notes += [f"; {unmeasured}"] if unmeasured else []
-        return _Treatment(
-            reason=f"{what}: {bits} bits by row{''.join(notes)}",
-            operator="rows",
-            grid=_grid(scheme),
-            activation=activation_of("integer") if multiplied else None,
+        by_row = _Treatment(
+            reason=f"{what}: {bits} bits by row", operator="rows", grid=_grid(scheme)
         )
+        if not multiplied:
+            return by_row
+        notes = [by_row.reason, "input rounded, too", _unmeasured(request, scheme, name, name)]
+        reason = "; ".join(note for note in notes if note)
+        return replace(by_row, reason=reason, activation=activation_of("integer"))
     # With zero-points of 4 bits, the two operators would want them packed otherwise.
     shared = tied and bits == 4
     symmetric = shared or (scheme.symmetric and scheme.group_size is not None)

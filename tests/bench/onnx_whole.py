@@ -9,7 +9,7 @@ contender starts: ``qconv GRAPH --to onnx:...``, onnxruntime's ``quantize_dynami
 dynamic pass. ``qconv MODEL --to ...`` from the checkpoint is measured beside them, its export
 included. Wall and CPU seconds and peak memory are those of the whole process; then the size of the
 result, the KL divergence of its predictions from the float32 graph's (of an encoder: 1 minus the
-cosine of its states), and tokens per second at 1 and at 512 rows, in onnxruntime on the CPU. A
+cosine of its states), and tokens per second at 1, 64 and 512 rows, in onnxruntime on the CPU. A
 larger random model with its weights in another file says what memory depends on. All by turns, the
 median of ``--runs``; nothing is compared over several runs of this script.
 """
@@ -44,13 +44,14 @@ class Result:
 
     size_mb: of the graph and its weights, in units of 10^6 bytes
     lost: KL divergence in nats by token of a model that predicts; of an encoder, 1 - cosine
-    at_1, at_512: tokens per second
+    at_1, at_64, at_512: tokens per second
     """
 
     figures: Figures
     size_mb: float
     lost: float | None = None
     at_1: float | None = None
+    at_64: float | None = None
     at_512: float | None = None
 
 
@@ -224,6 +225,7 @@ def _measured(
         size_mb=_size(made),
         lost=divergence(expected, opened.outputs(scored)),
         at_1=speed(opened, scored, 1),
+        at_64=speed(opened, scored, 64),
         at_512=speed(opened, scored, 512),
     )
 
@@ -327,7 +329,8 @@ def _shown(result: Result) -> str:
     parts.append(f"size {result.size_mb:6.1f} MB")
     if result.lost is not None:
         parts.append(f"lost {result.lost:.5f}")
-        parts.append(f"tokens/s {result.at_1:7.1f} at 1, {result.at_512:8.1f} at 512")
+        speeds = {1: result.at_1, 64: result.at_64, 512: result.at_512}
+        parts.append(f"tokens/s {', '.join(f'{at:.1f} at {n}' for n, at in speeds.items())}")
     return "  ".join(parts)
 
 
@@ -340,6 +343,7 @@ def ratios(ours: Result, theirs: Result) -> str:
         "size": (ours.size_mb, theirs.size_mb),
         "lost": (ours.lost, theirs.lost),
         "speed at 1": (ours.at_1, theirs.at_1),
+        "speed at 64": (ours.at_64, theirs.at_64),
         "speed at 512": (ours.at_512, theirs.at_512),
     }
     found = {name: a / b for name, (a, b) in pairs.items() if a is not None and b}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -50,3 +52,10 @@ def test_slabs_of_rows_add_up_and_silent_tokens_do_not_count():
     assert _error(WEIGHT.split(7), STATIC, known) == pytest.approx(whole, rel=1e-6)
     assert 0 < whole < 0.1
     assert _error([torch.zeros_like(WEIGHT)], STATIC, known) == 0
+    assert _error([], STATIC, known) == 0
+
+
+def test_what_is_no_number_is_no_small_error():
+    weight = WEIGHT.clone()
+    weight[0, 0] = torch.nan
+    assert math.isnan(_error([weight], STATIC, _seen(_input(1.0))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,15 @@ def save(model: onnx.ModelProto, folder: Path, *, external: bool = False) -> Pat
         copy, path, save_as_external_data=external, location="weights.bin", size_threshold=0
     )
     return path
+
+
+def edit(artifact: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change the graph of an artifact, and leave its weights as they are."""
+    import onnx
+
+    model = onnx.load(artifact / "model.onnx", load_external_data=False)
+    change(model)
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def decoded(model: onnx.ModelProto, artifact: Path) -> onnx.ModelProto:

@@ -106,49 +106,44 @@ def test_weights_that_are_put_together_otherwise_than_their_scales_are_refused(
     bert, backend, tmp_path, change
 ):
     artifact, _ = write(backend, bert, tmp_path, "w8a8")
-    model = onnx.load(artifact / "model.onnx", load_external_data=False)
-    change(
-        [
-            node
-            for node in model.graph.node
-            if node.op_type == "Concat" and "joined" in node.output[0]
-        ]
-    )
-    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+    onnx_sources.edit(artifact, lambda model: change(_all(model, "Concat", "joined")))
     with pytest.raises(UnreadableInput, match="which is not a stored part of a quantized weight"):
         OnnxReader(artifact)
 
 
-def test_a_table_that_is_decoded_in_two_ways_is_refused(tmp_path):
-    source = save_llama(tmp_path / "tiny", num_hidden_layers=1, vocab_size=64)
-    artifact, _ = write(OnnxBackend(), source, tmp_path, "w8a8")
-    model = onnx.load(artifact / "model.onnx", load_external_data=False)
-    (gather,) = (
+def _all(model: onnx.ModelProto, operator: str, named: str) -> list[onnx.NodeProto]:
+    """Nodes of an operator one of whose names holds a text."""
+    return [
         node
         for node in model.graph.node
-        if node.op_type == "Gather" and node.input[0] == "model.embed_tokens.weight_scale"
-    )
-    other = next(each for each in model.graph.initializer if each.name == gather.input[0])
+        if node.op_type == operator and named in " ".join((*node.input, *node.output))
+    ]
+
+
+def _another_scale(model: onnx.ModelProto) -> None:
+    (gather,) = _all(model, "Gather", "embed_tokens.weight_scale")
     copy = model.graph.initializer.add()
-    copy.CopyFrom(other)
+    copy.CopyFrom(next(each for each in model.graph.initializer if each.name == gather.input[0]))
     copy.name = gather.input[0] = "another_scale"
-    (artifact / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UnreadableInput, match="decodes 'model.embed_tokens.weight_quantized' in"):
-        OnnxReader(artifact)
 
 
-def test_a_table_that_is_turned_otherwise_is_refused(tmp_path):
+def _unturned(model: onnx.ModelProto) -> None:
+    (turned,) = _all(model, "Transpose", "embed_tokens.weight_quantized")
+    turned.attribute[0].ints[:] = [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (_another_scale, "decodes 'model.embed_tokens.weight_quantized' in two ways"),
+        (_unturned, "which is not a stored part of a quantized weight"),
+    ],
+)
+def test_a_table_that_lookups_and_product_take_otherwise_is_refused(tmp_path, change, match):
     source = save_llama(tmp_path / "tiny", num_hidden_layers=1, vocab_size=64)
     artifact, _ = write(OnnxBackend(), source, tmp_path, "w8a8")
-    model = onnx.load(artifact / "model.onnx", load_external_data=False)
-    (turned,) = (
-        node
-        for node in model.graph.node
-        if node.op_type == "Transpose" and node.input[0].endswith("_quantized")
-    )
-    turned.attribute[0].ints[:] = [0, 1]
-    (artifact / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UnreadableInput, match="which is not a stored part of a quantized weight"):
+    onnx_sources.edit(artifact, change)
+    with pytest.raises(UnreadableInput, match=match):
         OnnxReader(artifact)
 
 

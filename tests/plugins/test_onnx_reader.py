@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_sources import cnn, graph, mlp, save, values
+from onnx_sources import cnn, edit, graph, mlp, save, values
 
 import qconv
 from qconv.errors import UnreadableInput
@@ -34,12 +34,6 @@ def _written(source: str, target: str, folder: Path) -> Path:
     path = save(_SOURCES[source](), folder / source)
     made = qconv.convert(path, to=f"onnx:{target}", out=folder, threads=1)
     return made.artifacts[0].files[0].parent
-
-
-def _change(artifact: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    model = onnx.load(artifact / "model.onnx", load_external_data=False)
-    change(model)
-    (artifact / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def _read(artifact: Path) -> None:
@@ -87,7 +81,7 @@ def _attribute(name: str, value: int) -> Callable[[onnx.ModelProto], None]:
 def test_what_cannot_be_decoded_is_refused_when_opened(tmp_path, change, match):
     artifact = _written("mlp", "int4", tmp_path)
     _read(artifact)
-    _change(artifact, change)
+    edit(artifact, change)
     with pytest.raises(UnreadableInput, match=match):
         OnnxReader(artifact)
 
@@ -99,14 +93,14 @@ def test_zero_points_where_none_are_decoded_are_refused(tmp_path):
         node = _first(model, "DequantizeLinear")
         node.input.append(node.input[0])
 
-    _change(artifact, change)
+    edit(artifact, change)
     with pytest.raises(UnreadableInput, match="which is not a stored part of a quantized weight"):
         OnnxReader(artifact)
 
 
 def test_a_float_of_a_type_without_a_name_is_refused_when_read(tmp_path):
     artifact = _written("mlp", "w8", tmp_path)
-    _change(artifact, lambda m: setattr(_stored(m, "third_bias"), "data_type", 14))
+    edit(artifact, lambda m: setattr(_stored(m, "third_bias"), "data_type", 14))
     with pytest.raises(UnreadableInput, match="tensor 'third_bias' is of a type that"):
         OnnxReader(artifact).read("third_bias")
 

@@ -11,6 +11,7 @@ from onnx_sources import decoded, graph, run, save, values
 import qconv
 from qconv.errors import Unsupported
 from qconv.grids import ActivationGrid
+from qconv_onnx._reader import OnnxReader
 
 _FLOAT = "a table by positions or by what the graph computes stays float"
 
@@ -156,9 +157,11 @@ def test_a_tied_table_by_row_serves_lookups_and_an_integer_product(tmp_path, hal
     nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
     assert [node.op_type for node in nodes].count("MatMulIntegerToFloat") == 2
     x = np.array([0, 599, 3, 7, 7, 300], dtype=np.float32)
-    wanted = run(decoded(made, artifact), x)
+    reader, rounded = OnnxReader(artifact), ActivationGrid().fake_quantize
+    table, w = (reader.read(name) for name in ("table", "w"))
+    wanted = (rounded(rounded(table[x.astype(int)]) @ w.T) @ table.T).numpy()
     off = np.linalg.norm(run(artifact / "model.onnx", x) - wanted) / np.linalg.norm(wanted)
-    assert 0 < off < 0.03
+    assert off < (5e-3 if half else 1e-5)  # float16 in between turns some roundings
 
 
 def _in_half(model):
