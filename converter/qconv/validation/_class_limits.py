@@ -52,15 +52,13 @@ _SMALL, _SMALLEST = 1_000_000_000, 300_000_000
 _OF_SMALL: Mapping[str, float] = {"kl": 2.0, "kl_p99": 2.0, "top1": 1.5, "ppl": 2.0}
 
 #: The same of the smallest, so that what loses most of what is sound, of SmolLM2-135M on 32 windows
-#: of 512, takes 0.3 to 0.9 of each limit (``make bench-gates``): Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q3_K_M
-#: and Q2_K, INT8 and NF4 rounded to nearest. Plain INT4, which takes up to 1.4 of the limits of 4
-#: bits, is warned of: more room would let a broken Q4_K_M pass. Floats were not measured; of
-#: rounded inputs FP8 takes 0.26, and INT8 on static scales 0.7 on other windows (KL divergence
-#: 0.11).
+#: of 512, takes 0.3 to 0.9 of each limit (``make bench-gates``). Plain INT4, which takes up to 1.4
+#: of the limits of 4 bits, is warned of: more room would let a broken Q4_K_M pass. Floats were not
+#: measured.
 _OF_SMALLEST: Mapping[str, Mapping[str, float]] = {
     "float": {"kl": 8.0, "kl_p99": 8.0, "top1": 4.5, "ppl": 12.0},
     "8-bit": {"kl": 2.0, "kl_p99": 2.0, "top1": 3.0, "ppl": 2.0},
-    "8-bit, inputs too": {"kl": 8.0, "kl_p99": 8.0, "top1": 4.5, "ppl": 12.0},
+    "8-bit, inputs too": {"kl": 8.0, "kl_p99": 8.0, "top1": 4.5, "ppl": 9.0},
     "6-bit": {"kl": 4.0, "kl_p99": 2.0, "top1": 4.5, "ppl": 6.0},
     "5-bit": {"kl": 4.0, "kl_p99": 2.0, "top1": 4.5, "ppl": 6.0},
     "4-bit": {"kl": 8.0, "kl_p99": 5.0, "top1": 4.5, "ppl": 12.0},
